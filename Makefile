@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+# One command a task, each may be repeated. `make` alone prepares .venv; `make help` lists the tasks.
+.DEFAULT_GOAL := venv
+SHELL := /bin/bash -eu -o pipefail
+PY := .venv/bin/python
+TESTBED := .venv/bin/devicemount-testbed
+PYTEST := $(PY) -m pytest --durations=10 --durations-min=1
+BENCH_N ?= 20
+STAMP := .venv/.complete
+
+.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images proto crds bench clean cluster-tests lifecycle binaries
+
+venv: $(STAMP) ## prepare .venv with locked dependencies
+$(STAMP): requirements/dev.txt pyproject.toml testbed/pyproject.toml tools/venv.sh
+	@tools/venv.sh
+	@touch $@
+
+help: ## list the tasks
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+demo: cluster ## mount a real device into a running pod on each node, and take it back
+	@$(PY) -m devicemount_testbed.demo
+
+test: lint unit component node lifecycle cluster-tests ## everything that CI checks, fast layers first
+
+soak: cluster ## storms, thousands of rounds and long waits (hours; never in CI)
+	@$(PYTEST) tests/soak
+
+lint: $(STAMP) ## format, style, types, layers, licences, generated files
+	@.venv/bin/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ." >&2; exit 1; }
+	@.venv/bin/ruff check --quiet .
+	@tools/spdx.sh
+	@.venv/bin/lint-imports --no-logo > /tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+	@.venv/bin/mypy
+	@tools/proto.sh --check
+
+unit: $(STAMP) ## pure tests, seconds, no root
+	@$(PYTEST) tests/unit
+
+binaries: $(STAMP)
+	@$(TESTBED) build
+
+component: binaries ## operator, agent and plugin against real API server and real gRPC
+	@$(PYTEST) tests/component
+
+node: binaries ## the real kernel, as root: cgroups v1 and v2, device files, holders
+	@$(PYTEST) tests/node
+
+cluster: $(STAMP) ## leave a running testbed with devicemount deployed from manifests/
+	@$(TESTBED) up
+	@$(TESTBED) deploy
+
+lifecycle: binaries
+	@$(TESTBED) down
+	@$(PYTEST) tests/testbed/lifecycle
+
+cluster-tests: cluster
+	@$(PYTEST) tests/testbed/cluster tests/cluster
+
+kubeconfig: $(STAMP) ## print the path of the testbed's kubeconfig (make -s kubeconfig)
+	@$(TESTBED) kubeconfig
+
+images: $(STAMP) ## build the three images and load them into the testbed's nodes
+	@$(TESTBED) images
+
+proto: $(STAMP) ## generate the gRPC code from the proto files
+	@tools/proto.sh
+
+crds: $(STAMP) ## generate crds/ from the pydantic models, and docs/reasons.md
+	@$(PY) -m devicemount_operator.api.crd > crds/devicemounts.yaml
+	@$(PY) -m devicemount_operator.reasons > docs/reasons.md
+
+bench: cluster ## latency against the floor of the same run (BENCH_N samples)
+	@$(PY) -m bench --samples $(BENCH_N)
+
+clean: ## end and remove the testbed and everything that was made here (the build cache stays)
+	@if [ -x $(TESTBED) ]; then $(TESTBED) down; fi
+	@rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
