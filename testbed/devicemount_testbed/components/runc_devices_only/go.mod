@@ -1,0 +1,3 @@
+module testbed/runc_devices_only
+
+go 1.24

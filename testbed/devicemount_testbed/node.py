@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One node: its files, the command that starts its namespaces, and the way into them.
+
+What happens inside is data/node-start.sh, the node's PID 1.
+"""
+
+import os
+from pathlib import Path
+from string import Template
+
+from devicemount_testbed.control_plane import inside_kubeconfig
+from devicemount_testbed.layout import DATA, Layout
+from devicemount_testbed.network import entering
+from devicemount_testbed.topology import (
+    DNS_SERVICE_ADDRESS,
+    CgroupVersion,
+    Node,
+    NodeName,
+)
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+RUNTIMES = {CgroupVersion.V1: "runc", CgroupVersion.V2: "runc-devices-only"}
+TEMPLATES = ("containerd.toml", "cni.conflist", "kubelet.yaml", "kube-proxy.yaml")
+
+
+def write_files(layout: Layout, node: Node) -> None:
+    """Write the node's configuration and the empty /var that is its own."""
+    directory = layout.node(node)
+    (directory / "cni").mkdir(parents=True)
+    for name in ("lib/kubelet", "lib/containerd", "lib/cni", "log/pods", "tmp"):
+        (directory / "var" / name).mkdir(parents=True)
+    (directory / "var/tmp").chmod(0o1777)
+    (directory / "var/run").symlink_to("/run")
+    (directory / "resolv.conf").write_text("# the testbed has no resolver\n")
+    values = _values(layout, node)
+    for name in TEMPLATES:
+        text = Template((DATA / name).read_text()).substitute(values)
+        target = directory / "cni" / name if name.startswith("cni") else directory / name
+        target.write_text(text)
+
+
+def start_command(node: Node) -> tuple[str, ...]:
+    """The command whose process is the node: killed, it takes the node with it."""
+    unshare = ["unshare", "--mount", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc"]
+    return tuple(entering(node.netns, [*unshare, "--", "bash", str(DATA / "node-start.sh")]))
+
+
+def environment(layout: Layout, node: Node) -> dict[str, str]:
+    """All that the start script and the node's processes see of the environment."""
+    return {
+        "PATH": search_path(layout),
+        "HOME": "/root",
+        "NODE_NAME": node.name,
+        "NODE_DIR": str(layout.node(node)),
+        "NODE_ADDRESS": node.address,
+        "NODE_CGROUP": node.cgroup.value,
+        "LOG_DIR": str(layout.log),
+        "KUBELET_KUBECONFIG": inside_kubeconfig(layout, node.name),
+    }
+
+
+def search_path(layout: Layout) -> str:
+    return f"{layout.bin}:{SYSTEM_PATH}"
+
+
+def init_component(name: NodeName) -> str:
+    """The name by which the record knows a node's PID 1; it ends after all else in the node."""
+    return f"{name}-init"
+
+
+def enter_command(pid: int, argv: list[str]) -> list[str]:
+    """Prefix a command so that it runs inside the node whose PID 1 is `pid`."""
+    return ["nsenter", f"--target={pid}", "--mount", "--uts", "--net", "--pid", "--", *argv]
+
+
+def inside_environment(layout: Layout) -> dict[str, str]:
+    return {**os.environ, "PATH": search_path(layout)}
+
+
+def root_of(pid: int) -> Path:
+    """The node's file system as the machine sees it."""
+    return Path(f"/proc/{pid}/root")
+
+
+def _values(layout: Layout, node: Node) -> dict[str, str]:
+    return {
+        "bin": str(layout.bin),
+        "runtime": str(layout.bin / RUNTIMES[node.cgroup]),
+        "node_dir": str(layout.node(node)),
+        "node": node.name,
+        "cgroup": node.cgroup_name,
+        "pod_cidr": node.pod_cidr,
+        "dns": DNS_SERVICE_ADDRESS,
+        "ca": str(layout.pki / "cluster-ca.crt"),
+        "certificate": str(layout.pki / f"{node.name}.crt"),
+        "key": str(layout.pki / f"{node.name}.key"),
+        "proxy_kubeconfig": inside_kubeconfig(layout, "kube-proxy"),
+    }
