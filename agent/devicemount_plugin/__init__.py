@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generic device plugin, driven by a configuration file."""
