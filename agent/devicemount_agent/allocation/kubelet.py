@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kubelet says: its device checkpoint (a private file) and the PodResources API.
+
+The checkpoint names pods by UID and holds the device plugins' full answers, but dead pods stay in
+it. PodResources List names pods that are active, but neither UIDs nor nodes. So inotify on the
+checkpoint's directory wakes (the kubelet renames a new file over the old one), the checkpoint gives
+the content, and List decides; read.py joins them. Calls of List share flights, and its rate limit
+(100 a second for the whole socket) is waited out.
+"""
+
+import asyncio
+import base64
+import errno
+import json
+import logging
+import os
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+import grpc.aio
+
+from devicemount_agent.errors import NodeUnavailable
+from devicemount_agent.kernel import inotify
+from devicemount_agent.model import DeviceID, PodUID, ResourceName
+from devicemount_node_api import podresources_pb2, podresources_pb2_grpc
+
+CHECKPOINT_NAME = "kubelet_internal_checkpoint"
+POLL_S = 0.1  # where the node's inotify instances are used up
+REREAD_S = 1.0  # should an event ever be missed
+
+CALL_TIMEOUT_S = 5.0
+LIMITED_FOR_S = 10.0  # how long the rate limit is waited out
+LIMIT_PAUSE_S = 0.012  # a little above the 10 ms in which the kubelet allows one more call
+MESSAGE_LIMIT_BYTES = 64 << 20  # 500 pods with 1000 devices each stay below
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one container was given of one resource, by the checkpoint."""
+
+    pod_uid: PodUID
+    container: str
+    resource: ResourceName
+    ids: frozenset[DeviceID]
+    answer: bytes  # the device plugin's ContainerAllocateResponse
+
+
+Listing = Mapping[tuple[str, str], Mapping[str, Mapping[ResourceName, frozenset[DeviceID]]]]
+"""(namespace, pod name) -> container -> resource -> ids, of the active pods."""
+
+
+def parse_checkpoint(raw: bytes) -> tuple[Entry, ...]:
+    """Return the checkpoint's entries. Raises NodeUnavailable if it is not of the known shape."""
+    try:
+        entries = json.loads(raw)["Data"]["PodDeviceEntries"] or ()
+        return tuple(
+            Entry(
+                pod_uid=PodUID(str(entry["PodUID"])),
+                container=str(entry["ContainerName"]),
+                resource=ResourceName(str(entry["ResourceName"])),
+                ids=frozenset(
+                    DeviceID(str(device))
+                    for of_numa_node in entry["DeviceIDs"].values()
+                    for device in of_numa_node
+                ),
+                answer=base64.b64decode(entry["AllocResp"] or ""),
+            )
+            for entry in entries
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NodeUnavailable(
+            f"the kubelet's device checkpoint is of no known shape: {error!r}"
+        ) from error
+
+
+class Checkpoint:
+    """The kubelet's file, and a wake-up when there is a new one."""
+
+    def __init__(self, directory: Path) -> None:
+        """Watch the directory. Needs a running event loop. Raises OSError."""
+        self._path = directory / CHECKPOINT_NAME
+        self._changed = asyncio.Event()
+        self._reread_s = REREAD_S
+        self._fd = -1
+        self._parsed: tuple[bytes | None, tuple[Entry, ...]] = (None, ())
+        try:
+            self._fd = inotify.inotify_init1()
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            self._reread_s = POLL_S
+            log.warning("polled checkpoint every_s=%s error=%r", POLL_S, error.strerror)
+            return
+        inotify.inotify_add_watch(self._fd, str(directory), inotify.IN_MOVED_TO)
+        asyncio.get_running_loop().add_reader(self._fd, self._wake)
+
+    def close(self) -> None:
+        if self._fd >= 0:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+
+    def read(self) -> tuple[Entry, ...]:
+        """Return what stands in it now; nothing before the node's first allocation."""
+        try:
+            raw = self._path.read_bytes()
+        except FileNotFoundError:
+            return ()
+        if raw != self._parsed[0]:  # every waiting Apply reads each version
+            self._parsed = raw, parse_checkpoint(raw)
+        return self._parsed[1]
+
+    async def versions(self) -> AsyncIterator[tuple[Entry, ...]]:
+        """Yield what stands in it now and after each change, sometimes the same, for ever."""
+        while True:
+            changed = self._changed
+            yield self.read()
+            try:
+                async with asyncio.timeout(self._reread_s):
+                    await changed.wait()
+            except TimeoutError:
+                continue
+
+    def _wake(self) -> None:
+        inotify.drain(self._fd)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class PodResources:
+    """The kubelet's List, in shared flights."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(
+            f"unix://{socket}",
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._stub = podresources_pb2_grpc.PodResourcesListerStub(self._channel)
+        self._in_flight = asyncio.Lock()
+        self._next: asyncio.Task[Listing] | None = None
+
+    async def close(self) -> None:
+        if self._next is not None:
+            self._next.cancel()
+        await self._channel.close(None)
+
+    async def list(self) -> Listing:
+        """Return an answer that was asked for after this call. Raises NodeUnavailable."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._flight())
+        return await asyncio.shield(self._next)
+
+    async def _flight(self) -> Listing:
+        async with self._in_flight:
+            self._next = None  # who comes from now on needs a later answer
+            return _listing(await self._answer())
+
+    async def _answer(self) -> podresources_pb2.ListPodResourcesResponse:
+        give_up = asyncio.get_running_loop().time() + LIMITED_FOR_S
+        while True:
+            try:
+                request = podresources_pb2.ListPodResourcesRequest()
+                return await self._stub.List(request, timeout=CALL_TIMEOUT_S)
+            except grpc.aio.AioRpcError as error:
+                if not _is_rate_limit(error) or asyncio.get_running_loop().time() > give_up:
+                    raise NodeUnavailable(
+                        f"kubelet's PodResources: {error.code().name}: {error.details()}"
+                    ) from error
+            await asyncio.sleep(LIMIT_PAUSE_S)
+
+
+def _is_rate_limit(error: grpc.aio.AioRpcError) -> bool:
+    """Tell the kubelet's rate limit from an answer above our message limit: the same code."""
+    too_large = "larger than max" in (error.details() or "")
+    return error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and not too_large
+
+
+def _listing(answer: podresources_pb2.ListPodResourcesResponse) -> Listing:
+    """Join the entries of one device: there is one per NUMA node."""
+    listing: dict[tuple[str, str], dict[str, dict[ResourceName, frozenset[DeviceID]]]] = {}
+    for pod in answer.pod_resources:
+        containers = listing.setdefault((pod.namespace, pod.name), {})
+        for container in pod.containers:
+            given = containers.setdefault(container.name, {})
+            for devices in container.devices:
+                resource = ResourceName(devices.resource_name)
+                ids = frozenset(map(DeviceID, devices.device_ids))
+                given[resource] = given.get(resource, frozenset()) | ids
+    return listing

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the container runtime says, by CRI. Only facts: find.py judges them, the kernel proves them.
+
+The labels are the kubelet's: pods and containers are looked up by the pod's UID, never by a name
+alone.
+"""
+
+import json
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from devicemount_agent.errors import NodeUnavailable
+from devicemount_agent.model import ContainerID, PodUID
+from devicemount_node_api import cri_pb2, cri_pb2_grpc
+
+CALL_TIMEOUT_S = 5.0  # a runtime under load needs some 100 ms
+MESSAGE_LIMIT_BYTES = 16 << 20  # what the kubelet allows
+
+POD_UID_LABEL = "io.kubernetes.pod.uid"
+POD_NAME_LABEL = "io.kubernetes.pod.name"
+POD_NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
+CONTAINER_NAME_LABEL = "io.kubernetes.container.name"
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFacts:
+    """A container as the runtime sees it."""
+
+    id: ContainerID
+    pod_uid: PodUID
+    namespace: str
+    pod_name: str
+    name: str
+    is_running: bool
+    pid: int  # of its first process, in the agent's pid namespace; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class SandboxFacts:
+    """A pod as the runtime sees it."""
+
+    namespace: str
+    name: str
+    is_ready: bool
+    labels: Mapping[str, str]  # the pod's own are among them
+
+
+class Runtime:
+    """The runtime's socket, over one warm channel that follows a restarted server."""
+
+    def __init__(self, socket: Path) -> None:
+        self._channel = grpc.aio.insecure_channel(
+            f"unix://{socket}",
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 1000),
+                ("grpc.enable_http_proxy", 0),
+            ],
+        )
+        self._stub = cri_pb2_grpc.RuntimeServiceStub(self._channel)
+
+    async def close(self) -> None:
+        await self._channel.close(None)
+
+    async def check(self) -> None:
+        """Raise NodeUnavailable unless the runtime answers."""
+        await _answered(
+            self._stub.Version(cri_pb2.VersionRequest(), timeout=CALL_TIMEOUT_S),
+        )
+
+    async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None:
+        """Return the newest running container of a pod (of that name), or None."""
+        labels = {POD_UID_LABEL: str(pod_uid)}
+        if name is not None:
+            labels[CONTAINER_NAME_LABEL] = name
+        state = cri_pb2.ContainerStateValue(state=cri_pb2.CONTAINER_RUNNING)
+        request = cri_pb2.ListContainersRequest(
+            filter=cri_pb2.ContainerFilter(label_selector=labels, state=state)
+        )
+        answer = await _answered(self._stub.ListContainers(request, timeout=CALL_TIMEOUT_S))
+        newest = max(answer.containers, key=lambda c: c.created_at, default=None)
+        return ContainerID(newest.id) if newest is not None else None
+
+    async def container(self, container_id: ContainerID) -> ContainerFacts | None:
+        """Return what is known of a container; None if there is no such one."""
+        request = cri_pb2.ContainerStatusRequest(container_id=container_id, verbose=True)
+        try:
+            answer = await _answered(self._stub.ContainerStatus(request, timeout=CALL_TIMEOUT_S))
+        except _NotFound:
+            return None
+        status, labels = answer.status, answer.status.labels
+        return ContainerFacts(
+            id=ContainerID(status.id),
+            pod_uid=PodUID(labels.get(POD_UID_LABEL, "")),
+            namespace=labels.get(POD_NAMESPACE_LABEL, ""),
+            pod_name=labels.get(POD_NAME_LABEL, ""),
+            name=labels.get(CONTAINER_NAME_LABEL, ""),
+            is_running=status.state == cri_pb2.CONTAINER_RUNNING,
+            pid=_pid_of(answer.info.get("info", "")),
+        )
+
+    async def sandbox(self, pod_uid: PodUID) -> SandboxFacts | None:
+        """Return the newest sandbox of a pod, or None."""
+        request = cri_pb2.ListPodSandboxRequest(
+            filter=cri_pb2.PodSandboxFilter(label_selector={POD_UID_LABEL: str(pod_uid)})
+        )
+        answer = await _answered(self._stub.ListPodSandbox(request, timeout=CALL_TIMEOUT_S))
+        newest = max(answer.items, key=lambda sandbox: sandbox.created_at, default=None)
+        if newest is None:
+            return None
+        return SandboxFacts(
+            namespace=newest.metadata.namespace,
+            name=newest.metadata.name,
+            is_ready=newest.state == cri_pb2.SANDBOX_READY,
+            labels=dict(newest.labels),
+        )
+
+
+_Answer = TypeVar("_Answer")
+
+
+class _NotFound(NodeUnavailable):
+    """The runtime knows no such object."""
+
+
+async def _answered(call: Awaitable[_Answer]) -> _Answer:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        what = _NotFound if error.code() is grpc.StatusCode.NOT_FOUND else NodeUnavailable
+        raise what(f"container runtime: {error.code().name}: {error.details()}") from error
+
+
+def _pid_of(info: str) -> int:
+    """Return the pid in the verbose answer: containerd and CRI-O both have it at the top."""
+    pid = json.loads(info).get("pid", 0) if info else 0
+    return pid if isinstance(pid, int) else 0

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a pod's UID and a container's name to a process that cannot be mistaken for another one.
+
+The runtime names a pid, which may be anybody's by the time it is read. So: a pidfd first, then the
+cgroup of that pid must carry the container's id below the pod's UID, and only if the pidfd's
+process still lives was all of that about it. From then on the container is file descriptors: its
+root, its pidfd, and the path of a cgroup that is checked again.
+"""
+
+import errno
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from devicemount_agent.container.cgroup import Cgroup, container_cgroup
+from devicemount_agent.container.cri import ContainerFacts
+from devicemount_agent.errors import (
+    ContainerMismatch,
+    DeviceMountError,
+    NodeUnavailable,
+    TargetNotRunning,
+)
+from devicemount_agent.kernel.pidfd import has_ended
+from devicemount_agent.model import ContainerID, PodUID
+from devicemount_agent.requests import Target
+
+
+class Runtime(Protocol):
+    """What is asked of the container runtime."""
+
+    async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None: ...
+
+    async def container(self, container_id: ContainerID) -> ContainerFacts | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A running container whose identity was proven. Owns its descriptors."""
+
+    id: ContainerID
+    pod_uid: PodUID
+    target: Target  # as the runtime confirmed it
+    init_pid: int
+    pidfd: int
+    root_fd: int
+    cgroup: Cgroup
+
+    @property
+    def name(self) -> str:
+        return self.target.container
+
+    def has_ended(self) -> bool:
+        """Tell whether its first process has ended."""
+        return has_ended(self.pidfd)
+
+    def check(self) -> None:
+        """Raise TargetNotRunning unless this is still the container that was found."""
+        if self.has_ended():
+            raise TargetNotRunning(f"container {self.id[:12]} has ended")
+        now = container_cgroup(self.init_pid, container_id=self.id, pod_uid=self.pod_uid)
+        if now != self.cgroup:
+            raise TargetNotRunning(f"container {self.id[:12]} has moved to {now.path}")
+
+    def close(self) -> None:
+        os.close(self.root_fd)
+        os.close(self.pidfd)
+
+
+async def find(
+    runtime: Runtime, target: Target, *, pod_uid: PodUID, hint: ContainerID | None
+) -> Container:
+    """Find the running target container and prove it. The caller closes it.
+
+    Raises TargetNotRunning, ContainerMismatch, NodeUnavailable.
+    """
+    facts = await runtime.container(hint) if hint else None
+    if facts is None or not _is_it(facts, target, pod_uid):
+        newest = await runtime.running(pod_uid, target.container)
+        facts = await runtime.container(newest) if newest else None
+    if facts is None or not facts.is_running or facts.pid <= 0:
+        raise TargetNotRunning(f"container {target.container} of pod {pod_uid} does not run")
+    if not _is_it(facts, target, pod_uid):
+        raise ContainerMismatch(
+            f"container {facts.id[:12]} is {facts.name} of {facts.namespace}/{facts.pod_name}"
+            f" ({facts.pod_uid}), not {target.container} of {target.namespace}/{target.pod_name}"
+        )
+    return _proven(facts)
+
+
+def _is_it(facts: ContainerFacts, target: Target, pod_uid: PodUID) -> bool:
+    said = (facts.pod_uid, facts.namespace, facts.pod_name, facts.name)
+    return said == (pod_uid, target.namespace, target.pod_name, target.container)
+
+
+def _proven(facts: ContainerFacts) -> Container:
+    try:
+        pidfd = os.pidfd_open(facts.pid)
+    except OSError as error:
+        raise _not_opened(facts, error) from error
+    try:
+        cgroup = container_cgroup(facts.pid, container_id=facts.id, pod_uid=facts.pod_uid)
+        root_fd = os.open(Path("/proc", str(facts.pid), "root"), os.O_PATH | os.O_CLOEXEC)
+    except OSError as error:
+        os.close(pidfd)
+        raise _not_opened(facts, error) from error
+    except ContainerMismatch:
+        os.close(pidfd)
+        raise
+    container = Container(
+        id=facts.id,
+        pod_uid=facts.pod_uid,
+        target=Target(facts.namespace, facts.pod_name, facts.name),
+        init_pid=facts.pid,
+        pidfd=pidfd,
+        root_fd=root_fd,
+        cgroup=cgroup,
+    )
+    if container.has_ended():  # then the cgroup and the root may have been another process's
+        container.close()
+        raise TargetNotRunning(f"container {facts.id[:12]} has ended")
+    return container
+
+
+def _not_opened(facts: ContainerFacts, error: OSError) -> DeviceMountError:
+    """Tell a process that has ended from an agent that is short of something."""
+    is_ours = error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    return (NodeUnavailable if is_ours else TargetNotRunning)(f"process {facts.pid}: {error}")

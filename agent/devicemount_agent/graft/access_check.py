@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Asks the kernel what a process in a given cgroup may do with a device.
+
+Not by opening it: that can have side effects (watchdogs, exclusive devices). So `hold check` joins
+the cgroup and asks faccessat2(2), which runs the device filters of the cgroup and of all above it.
+It is a program of ours, started with nothing but descriptors: never a fork of the agent, and no
+path of a tenant is resolved.
+"""
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from devicemount_agent.container.cgroup import Cgroup
+from devicemount_agent.graft.numbers import mknod_arguments
+from devicemount_agent.kernel.files import closing
+from devicemount_agent.kernel.mount import detached_tmpfs
+from devicemount_agent.model import Access, DeviceNumber
+
+TIMEOUT_S = 2.0  # a frozen cgroup: who joins it stops
+
+
+class CheckFailed(OSError):
+    """The check could not be made: the cgroup is gone, frozen, or takes no processes."""
+
+
+def refusals(cgroup: Path, nodes: Sequence[tuple[int, Access]], *, hold: Path) -> tuple[int, ...]:
+    """Return the errno that access to each node gets from the cgroup, 0 if it is allowed.
+
+    Nodes are given by O_PATH descriptors. Raises CheckFailed.
+    """
+    try:
+        with closing(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as cgroup_fd:
+            done = subprocess.run(
+                [hold, "check", str(cgroup_fd), *(f"{fd}:{access}" for fd, access in nodes)],
+                pass_fds=[cgroup_fd, *(fd for fd, _ in nodes)],
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                env={},
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+    except FileNotFoundError as error:
+        raise CheckFailed(error.errno, "cannot check from inside", error.filename) from error
+    except subprocess.TimeoutExpired as error:
+        raise CheckFailed(f"no answer from inside {cgroup} within {TIMEOUT_S} s") from error
+    answers = done.stdout.split()
+    if done.returncode != 0 or len(answers) != len(nodes):
+        words = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}"
+        raise CheckFailed(f"cannot check from inside {cgroup}: {words}")
+    return tuple(int(answer) for answer in answers)
+
+
+def may_access(cgroup: Cgroup, number: DeviceNumber, access: Access, *, hold: Path) -> bool:
+    """Say whether a process in this cgroup may open the device. Raises CheckFailed.
+
+    The node that is asked about stands in a file system that exists for this question only.
+    """
+    mode, device = mknod_arguments(number, mode=0o600)
+    with closing(detached_tmpfs()) as root_fd:
+        os.mknod("node", mode, device, dir_fd=root_fd)
+        with closing(os.open("node", os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd)) as node_fd:
+            return refusals(cgroup.path, [(node_fd, access)], hold=hold) == (0,)

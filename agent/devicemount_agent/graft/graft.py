@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graft of one container, level-based: say what shall be, whatever was before.
+
+Permission is what counts and what is counted: a container's own (privileged, or from its start) is
+never taken, ours is given and taken exactly. `hold` and what asks through it are in verify.py.
+"""
+
+import errno
+from collections.abc import Iterable, Mapping
+from typing import assert_never
+
+from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.errors import TargetNotRunning
+from devicemount_agent.graft import filter_v1, filter_v2
+from devicemount_agent.graft.nodes import displace, missing, place
+from devicemount_agent.graft.shape import supported
+from devicemount_agent.graft.target import Container, levels
+from devicemount_agent.model import Access, DeviceNumber
+
+__all__ = ["Container", "displace", "earlier", "missing", "permit", "place", "supported"]
+
+
+def earlier(container: Container, numbers: Iterable[DeviceNumber]) -> Mapping[DeviceNumber, Access]:
+    """Return what the container may do by rules of its own: for the journal, before a grant.
+
+    Only cgroup v1 keeps ours and its own in one list; on v2 there is nothing to remember. Raises
+    TargetNotRunning.
+    """
+    match container.cgroup.version:
+        case CgroupVersion.V1:
+            try:
+                rules = filter_v1.read(container.cgroup.path)
+            except FileNotFoundError as error:
+                raise _gone(container) from error
+            return {number: rules.entry(number) for number in numbers}
+        case CgroupVersion.V2:
+            return {}
+        case _:
+            assert_never(container.cgroup.version)
+
+
+def permit(
+    container: Container,
+    want: Mapping[DeviceNumber, Access],
+    *,
+    earlier: Mapping[DeviceNumber, Access],
+) -> None:
+    """Make the container's grafted permissions exactly `want`. Idempotent.
+
+    `earlier` (cgroup v1) holds every number that was ever granted here, with what `earlier()` said
+    of it then; those not in `want` go back to that. A container that is gone has nothing to take.
+    After an error some of it may be granted: say what shall be once more. Raises FilterBlocked,
+    TargetNotRunning.
+    """
+    try:
+        match container.cgroup.version:
+            case CgroupVersion.V1:
+                filter_v1.apply(container.cgroup, want, earlier=earlier)
+            case CgroupVersion.V2:
+                for level in levels(container):
+                    filter_v2.apply(level, want)
+            case _:
+                assert_never(container.cgroup.version)
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENODEV}:
+            raise
+        if want:
+            raise _gone(container) from error
+
+
+def _gone(container: Container) -> TargetNotRunning:
+    return TargetNotRunning(f"the cgroup {container.cgroup.path} is gone")

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Device nodes in a running container: through its root, with nothing of it executed.
+
+The container may turn any directory into a symlink, and back, at any moment, so a path is resolved
+once, inside its root and without following links, into a descriptor; from there on names are single
+components. What stood there before us is left alone, and what we remove is what we made. Nodes are
+made on the container's own /dev only: on a volume, or where /dev is the node's own, they would be
+there for others.
+"""
+
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from devicemount_agent.errors import NotAllowed, PathConflict, UnsupportedRuntime
+from devicemount_agent.graft.numbers import from_file, mknod_arguments
+from devicemount_agent.graft.target import Container
+from devicemount_agent.kernel.files import (
+    RESOLVE_IN_ROOT,
+    RESOLVE_NO_MAGICLINKS,
+    RESOLVE_NO_SYMLINKS,
+    closing,
+    lines_of,
+    openat2,
+)
+from devicemount_agent.model import DeviceNode
+
+HOST_DEV = Path("/dev")
+_DEV = PurePosixPath("/dev")
+_RESOLVE = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS | RESOLVE_NO_MAGICLINKS
+_DIRECTORY_MODE = 0o755
+_PERMISSIONS = (
+    0o666  # of the host's node: neither set-id nor execute bits mean anything on a device
+)
+
+
+def missing(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
+    """Return what `place` would make, directories included: for the journal, before it does."""
+    return frozenset(
+        str(path)
+        for node in nodes
+        for path in (*_directories(_checked(node)), _checked(node))
+        if not _exists(container, path)
+    )
+
+
+def place(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
+    """Make the nodes that are not there; return the paths of what was made, directories included.
+
+    Idempotent. Raises PathConflict when something else stands there, NotAllowed for a path outside
+    /dev, UnsupportedRuntime where a node would not be the container's alone; then nothing that was
+    made is left behind.
+    """
+    nodes = tuple(nodes)
+    made: set[str] = set()
+    with ExitStack() as undo:
+        undo.callback(lambda: displace(container, nodes, frozenset(made)))
+        for node in nodes:
+            _place(container, node, made)
+        undo.pop_all()
+    return frozenset(made)
+
+
+def displace(container: Container, nodes: Iterable[DeviceNode], made: frozenset[str]) -> None:
+    """Remove what we made, where it is still what we made. Idempotent."""
+    by_path = {node.path: node for node in nodes}
+    for path in sorted(made, reverse=True):  # what is in a directory goes before it
+        with suppress(FileNotFoundError, PathConflict):  # it is not what we made any more
+            _displace(container, PurePosixPath(path), by_path.get(path))
+
+
+def open_node(container: Container, node: DeviceNode) -> int:
+    """Return an O_PATH descriptor of the node, proven to be it; the caller closes it.
+
+    Raises PathConflict.
+    """
+    path = _checked(node)
+    try:
+        with closing(_open_directory(container, path.parent)) as directory_fd:
+            return _open_node(directory_fd, node)
+    except FileNotFoundError as error:
+        raise PathConflict(f"{path} is not there (any more)") from error
+
+
+@dataclass(frozen=True, slots=True)
+class _Permissions:
+    mode: int
+    uid: int
+    gid: int
+
+
+def _place(container: Container, node: DeviceNode, made: set[str]) -> None:
+    path = _checked(node)
+    with closing(_make_directory(container, path.parent, made)) as directory_fd:
+        if _stands(directory_fd, node):
+            return
+        _check_is_private(container, directory_fd, path)
+        permissions = _permissions(container, node)
+        mode, device = mknod_arguments(node.number, mode=0o600)
+        try:
+            os.mknod(path.name, mode, device, dir_fd=directory_fd)
+        except FileExistsError as error:
+            raise PathConflict(f"{path} was made by somebody else meanwhile") from error
+        made.add(str(path))
+        with closing(_open_node(directory_fd, node)) as node_fd:
+            _set_permissions(node_fd, permissions)
+
+
+def _displace(container: Container, path: PurePosixPath, node: DeviceNode | None) -> None:
+    with closing(_open_directory(container, path.parent)) as directory_fd:
+        if node is not None:
+            if _stands(directory_fd, node):
+                os.unlink(path.name, dir_fd=directory_fd)
+            return
+        try:
+            os.rmdir(path.name, dir_fd=directory_fd)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+                raise  # those three: others' nodes are in it, or it is not our directory
+
+
+def _stands(directory_fd: int, node: DeviceNode) -> bool:
+    """Say whether the node is there. Raises PathConflict when something else is."""
+    name = PurePosixPath(node.path).name
+    try:
+        found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    _check_is(found, node)
+    return True
+
+
+def _check_is(found: os.stat_result, node: DeviceNode) -> None:
+    if from_file(found.st_mode, found.st_rdev) != node.number:
+        kind = stat.filemode(found.st_mode)[0]
+        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+        raise PathConflict(f"something else stands at {node.path}: {kind} {number}")
+
+
+def _open_node(directory_fd: int, node: DeviceNode) -> int:
+    name = PurePosixPath(node.path).name
+    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    try:
+        _check_is(os.fstat(fd), node)
+    except PathConflict:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _set_permissions(node_fd: int, permissions: _Permissions) -> None:
+    """chown and chmod what the descriptor holds.
+
+    That is a device node, as was checked, so the link in /proc leads to nothing else.
+    """
+    link = Path(f"/proc/self/fd/{node_fd}")
+    os.chown(link, permissions.uid, permissions.gid)
+    link.chmod(permissions.mode)
+
+
+def _permissions(container: Container, node: DeviceNode) -> _Permissions:
+    """Return what the node's runtime would have set: the host's, or a non-root user's (CDI)."""
+    host = Path(node.host_path).lstat()
+    uid, gid = _user(container)
+    mode = stat.S_IMODE(host.st_mode) & _PERMISSIONS
+    if uid == 0:
+        return _Permissions(mode=mode, uid=host.st_uid, gid=host.st_gid)
+    return _Permissions(mode=mode, uid=uid, gid=gid)
+
+
+def _user(container: Container) -> tuple[int, int]:
+    """Return uid and gid of the container's main process. Raises TargetNotRunning."""
+    try:
+        status = lines_of(f"/proc/{container.init_pid}/status")
+    finally:
+        container.check()  # else it may have been another process's
+    lines = dict(line.split(":\t", 1) for line in status if ":\t" in line)
+    return int(lines["Uid"].split()[0]), int(lines["Gid"].split()[0])
+
+
+def _checked(node: DeviceNode) -> PurePosixPath:
+    path = PurePosixPath(node.path)
+    if _DEV not in path.parents or ".." in path.parts or str(path) != node.path:
+        raise NotAllowed(f"{node.path} is not a plain path below {_DEV}")
+    return path
+
+
+def _directories(path: PurePosixPath) -> Iterator[PurePosixPath]:
+    """Yield the directories between /dev and the node, outermost first."""
+    return (parent for parent in reversed(path.parents) if _DEV in parent.parents)
+
+
+def _exists(container: Container, path: PurePosixPath) -> bool:
+    try:
+        with closing(_open_directory(container, path.parent)) as directory_fd:
+            os.stat(path.name, dir_fd=directory_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _make_directory(container: Container, path: PurePosixPath, made: set[str]) -> int:
+    """Open a directory in or below /dev, making it and those above it where they are missing."""
+    with suppress(FileNotFoundError):
+        return _open_directory(container, path)
+    with closing(_make_directory(container, path.parent, made)) as parent_fd:
+        _check_is_private(container, parent_fd, path)
+        with suppress(FileExistsError):
+            os.mkdir(path.name, _DIRECTORY_MODE, dir_fd=parent_fd)
+            made.add(str(path))
+    return _open_directory(container, path)
+
+
+def _open_directory(container: Container, path: PurePosixPath) -> int:
+    """Return an O_PATH descriptor.
+
+    Raises PathConflict for anything but directories, FileNotFoundError.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY
+    try:
+        return openat2(container.root_fd, str(path), flags=flags, resolve=_RESOLVE)
+    except OSError as error:
+        if error.errno in {errno.ELOOP, errno.ENOTDIR}:
+            raise PathConflict(f"{path} is not a directory, or leads over a symlink") from error
+        raise
+
+
+def _check_is_private(container: Container, directory_fd: int, path: PurePosixPath) -> None:
+    device = os.fstat(directory_fd).st_dev
+    with closing(_open_directory(container, _DEV)) as dev_fd:
+        if device != os.fstat(dev_fd).st_dev:
+            raise UnsupportedRuntime(f"{path} would be made on a volume")
+    if device == HOST_DEV.stat().st_dev:
+        raise UnsupportedRuntime(f"{path} would be made in the node's own /dev")

@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a holder is named: its pid as its container knows it, its command line.
+
+A process can make whoever reads its command line wait for ever (its memory may be backed by a file
+system of its own), so a child reads it, with a deadline, and the kernel's short name stands in.
+"""
+
+import subprocess
+from pathlib import Path
+
+from devicemount_agent.kernel.files import lines_of
+
+COMMAND_BYTES = 256
+_TIMEOUT_S = 0.2
+
+
+def pid_inside(pid: int) -> int:
+    """Return the pid in the process's own pid namespace.
+
+    Raises FileNotFoundError, ProcessLookupError.
+    """
+    for line in lines_of(f"/proc/{pid}/status"):
+        if line.startswith("NSpid:"):
+            return int(line.split()[-1])
+    return pid
+
+
+def command(pid: int) -> str:
+    """Return the command line on one line, cut to 256 bytes.
+
+    Raises FileNotFoundError, ProcessLookupError.
+    """
+    line = _command_line(pid)
+    return printable(line) if line else short_name(pid)
+
+
+def short_name(pid: int) -> str:
+    """Return the kernel's name of a process, which never waits.
+
+    Raises FileNotFoundError, ProcessLookupError.
+    """
+    return printable(Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n"))
+
+
+def printable(raw: bytes) -> str:
+    """Join arguments by spaces, escape control characters, cut to 256 bytes and mark the cut."""
+    text = raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
+    escaped = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    encoded = escaped.encode()
+    if len(encoded) <= COMMAND_BYTES:
+        return escaped
+    return encoded[: COMMAND_BYTES - 3].decode(errors="ignore") + "..."
+
+
+def _command_line(pid: int) -> bytes:
+    """Return the raw command line, empty when the process has none or does not let it be read."""
+    try:
+        reader = subprocess.Popen(
+            ["head", "-c", str(COMMAND_BYTES + 1), f"/proc/{pid}/cmdline"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+        )
+    except FileNotFoundError:  # an image without head: not to be taken for a process that ended
+        return b""
+    try:
+        return reader.communicate(timeout=_TIMEOUT_S)[0]
+    except subprocess.TimeoutExpired:
+        reader.kill()  # not waited for: it may hang in the kernel; Popen reaps it later
+        return b""

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the journal's records add up to: pure, so that replay can be reasoned about and tested apart
+from files.
+
+A grant is keyed by its shadow pod, since after a loss the old reservation is torn down while the
+new one is set up. It is written before the kernel hears of it (intent), again when it is verified
+(commit), and marked lost before a device that goes to somebody else is revoked, so that no restart
+can grant it once more.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from pathlib import PurePosixPath
+from typing import Literal, assert_never
+
+from devicemount_agent.model import (
+    Access,
+    ContainerID,
+    Device,
+    DeviceID,
+    DeviceNode,
+    DeviceNumber,
+    PodUID,
+    ResourceName,
+)
+from devicemount_agent.requests import Epoch, MountKey, Order, ShadowPod, Target
+
+TOMBSTONE_AGE_NS = 600 * 10**9  # no call lives longer than 30 s, so nothing older can still arrive
+
+
+class Stage(Enum):
+    """How far a grant has come."""
+
+    INTENT = "intent"  # the kernel may know of it, or not
+    COMMITTED = "committed"  # verified inside the container
+    LOST = "lost"  # the reservation is gone: to be revoked, never to be granted
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What the container could do with a device before we granted it (cgroup v1 only)."""
+
+    number: DeviceNumber
+    access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The devices of one shadow pod in one container."""
+
+    key: MountKey
+    mount_name: str
+    shadow: ShadowPod
+    target: Target
+    container_id: ContainerID
+    devices: tuple[Device, ...]
+    earlier: tuple[Earlier, ...] = ()
+    made: frozenset[str] = frozenset()  # paths of nodes that are ours to remove
+    stage: Stage = Stage.INTENT
+    granted_unix_ns: int = 0
+
+    def ids(self) -> dict[ResourceName, frozenset[DeviceID]]:
+        """Return the devices as the kubelet names them."""
+        resources = dict.fromkeys(device.resource for device in self.devices)
+        return {
+            resource: frozenset(d.id for d in self.devices if d.resource == resource)
+            for resource in resources
+        }
+
+    def nodes(self) -> tuple[DeviceNode, ...]:
+        """Return each node once: several ids may share them."""
+        return tuple(dict.fromkeys(node for device in self.devices for node in device.nodes))
+
+    def access(self) -> dict[DeviceNumber, Access]:
+        """Return what the container may do with each number by this grant."""
+        return _joined((node.number, node.access) for node in self.nodes())
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The last request of a mount. Outlives the mount as its tombstone."""
+
+    key: MountKey
+    order: Order
+    boot_ns: (
+        int  # CLOCK_BOOTTIME: the journal does not outlive the boot, and nobody sets this clock
+    )
+    kind: Literal["seen"] = "seen"
+
+
+@dataclass(frozen=True, slots=True)
+class EpochSeen:
+    """The highest epoch, kept when the last mount that showed it is forgotten."""
+
+    epoch: Epoch
+    kind: Literal["epoch"] = "epoch"
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A grant as it is from now on: an intent, or any stage when the journal is compacted."""
+
+    grant: Grant
+    kind: Literal["grant"] = "grant"
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """The grant was verified inside the container."""
+
+    shadow_uid: PodUID
+    made: frozenset[str]
+    granted_unix_ns: int
+    kind: Literal["commit"] = "commit"
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The grant's reservation is gone; what follows is its end."""
+
+    shadow_uid: PodUID
+    kind: Literal["lost"] = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    """Nothing of the grant is left in the container."""
+
+    shadow_uid: PodUID
+    kind: Literal["removed"] = "removed"
+
+
+Record = Seen | EpochSeen | Granted | Committed | Lost | Removed
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """All grants and the last request of each mount."""
+
+    grants: Mapping[PodUID, Grant] = field(default_factory=dict)
+    seen: Mapping[MountKey, Seen] = field(default_factory=dict)
+    epoch: Epoch | None = None
+
+    def of_mount(self, key: MountKey) -> tuple[Grant, ...]:
+        return tuple(grant for grant in self.grants.values() if grant.key == key)
+
+    def in_container(self, container_id: ContainerID) -> tuple[Grant, ...]:
+        return tuple(g for g in self.grants.values() if g.container_id == container_id)
+
+    def is_outdated(self, key: MountKey, order: Order) -> bool:
+        """Tell whether a later leader, or a later request of this mount, was seen."""
+        if self.epoch is not None and order.epoch < self.epoch:
+            return True
+        return key in self.seen and order < self.seen[key].order
+
+    def earlier_in(self, container_id: ContainerID) -> dict[DeviceNumber, Access]:
+        """Return what the container could do before us, for every number of our grants there."""
+        return {
+            earlier.number: earlier.access
+            for grant in self.in_container(container_id)
+            for earlier in grant.earlier
+        }
+
+
+def access_of(grants: Iterable[Grant]) -> dict[DeviceNumber, Access]:
+    """Return what several grants allow together: the same number in two of them counts once."""
+    return _joined(pair for grant in grants for pair in grant.access().items())
+
+
+def after(ledger: Ledger, record: Record) -> Ledger:
+    """Return the ledger with one more record. One about a grant that is not there is ignored."""
+    match record:
+        case Seen():
+            epoch = max(ledger.epoch or record.order.epoch, record.order.epoch)
+            return replace(ledger, seen={**ledger.seen, record.key: record}, epoch=epoch)
+        case EpochSeen():
+            return replace(ledger, epoch=max(ledger.epoch or record.epoch, record.epoch))
+        case Granted():
+            return _with(ledger, record.grant)
+        case Committed():
+            return _changed(
+                ledger,
+                record.shadow_uid,
+                stage=Stage.COMMITTED,
+                made=record.made,
+                granted_unix_ns=record.granted_unix_ns,
+            )
+        case Lost():
+            return _changed(ledger, record.shadow_uid, stage=Stage.LOST)
+        case Removed():
+            return _without(ledger, record.shadow_uid)
+        case _:
+            assert_never(record)
+
+
+def compacted(ledger: Ledger, *, boot_ns: int) -> Ledger:
+    """Forget the tombstones that nothing can still need."""
+    mounted = {grant.key for grant in ledger.grants.values()}
+    seen = {
+        key: last
+        for key, last in ledger.seen.items()
+        if key in mounted
+        or (last.order.epoch == ledger.epoch and boot_ns - last.boot_ns < TOMBSTONE_AGE_NS)
+    }
+    return replace(ledger, seen=seen)
+
+
+def records_of(ledger: Ledger) -> Iterator[Record]:
+    """Yield the fewest records that add up to this ledger."""
+    if ledger.epoch is not None:
+        yield EpochSeen(ledger.epoch)
+    yield from ledger.seen.values()
+    yield from map(Granted, ledger.grants.values())
+
+
+def _joined(pairs: Iterable[tuple[DeviceNumber, Access]]) -> dict[DeviceNumber, Access]:
+    joined: dict[DeviceNumber, Access] = {}
+    for number, access in pairs:
+        joined[number] = joined.get(number, Access.NONE) | access
+    return joined
+
+
+def _with(ledger: Ledger, grant: Grant) -> Ledger:
+    return replace(ledger, grants={**ledger.grants, grant.shadow.uid: grant})
+
+
+def _changed(
+    ledger: Ledger,
+    shadow_uid: PodUID,
+    *,
+    stage: Stage,
+    made: frozenset[str] | None = None,
+    granted_unix_ns: int | None = None,
+) -> Ledger:
+    grant = ledger.grants.get(shadow_uid)
+    if grant is None or grant.stage is Stage.LOST:
+        return ledger
+    return _with(
+        ledger,
+        replace(
+            grant,
+            stage=stage,
+            made=grant.made | (made or frozenset()),  # it may have inherited some meanwhile
+            granted_unix_ns=grant.granted_unix_ns if granted_unix_ns is None else granted_unix_ns,
+        ),
+    )
+
+
+def _without(ledger: Ledger, shadow_uid: PodUID) -> Ledger:
+    """Drop a grant; what it made and another grant of the container needs is now that one's."""
+    gone = ledger.grants.get(shadow_uid)
+    if gone is None:
+        return ledger
+    left = {uid: grant for uid, grant in ledger.grants.items() if uid != shadow_uid}
+    for uid, heir in left.items():
+        if heir.container_id == gone.container_id:
+            left[uid] = replace(heir, made=heir.made | (gone.made & _needed(heir)))
+    return replace(ledger, grants=left)
+
+
+def _needed(grant: Grant) -> frozenset[str]:
+    """Return the paths of a grant's nodes and of the directories that they are in."""
+    paths = (PurePosixPath(node.path) for node in grant.nodes())
+    return frozenset(str(part) for path in paths for part in (path, *path.parents))

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a restarted agent does with its journal, before it serves anybody.
+
+Running containers kept their access meanwhile. Committed grants are applied again where the
+container is still the same. An intent without its commit may have been granted and even opened: it
+goes forward if the kubelet still gives the devices to that shadow pod, and is handled as a loss if
+not; a bare roll-back would cut a device in use and forget who opened it. Of a damaged journal
+nothing is granted.
+"""
+
+import logging
+from collections import defaultdict
+
+from devicemount_agent.allocation.read import Allocation
+from devicemount_agent.container.find import Container
+from devicemount_agent.container.known import KnownContainers
+from devicemount_agent.errors import (
+    ContainerMismatch,
+    DeviceMountError,
+    NodeUnavailable,
+    TargetNotRunning,
+)
+from devicemount_agent.grafts import Grafts, facts
+from devicemount_agent.journal import Journal
+from devicemount_agent.ledger import Grant, Stage
+from devicemount_agent.logs import line
+from devicemount_agent.model import PodUID
+from devicemount_agent.shadow import ShadowPods
+from devicemount_agent.timeline import Timeline
+
+log = logging.getLogger(__name__)
+
+
+class Recovery:
+    """One pass over what the journal says. Idempotent: made again after NodeUnavailable."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        grafts: Grafts,
+        containers: KnownContainers,
+        allocation: Allocation,
+        shadow_pods: ShadowPods,
+    ) -> None:
+        self._journal = journal
+        self._grafts = grafts
+        self._containers = containers
+        self._allocation = allocation
+        self._shadow_pods = shadow_pods
+
+    async def run(self) -> None:
+        """Bring every grant of the journal to an end. Raises NodeUnavailable."""
+        of_pod: dict[PodUID, list[Grant]] = defaultdict(list)
+        for grant in self._grafts.ledger.grants.values():
+            of_pod[grant.key.pod_uid].append(grant)
+        for pod_uid, grants in of_pod.items():
+            async with self._grafts.lock(pod_uid):
+                try:
+                    await self._recover_pod(grants)
+                except NodeUnavailable:
+                    raise
+                except (DeviceMountError, OSError):  # one pod does not keep the node from service
+                    self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
+                    log.exception(line("not recovered", pod_uid=pod_uid))
+        log.info(line("recovered", grants=len(self._grafts.ledger.grants)))
+
+    async def _recover_pod(self, grants: list[Grant]) -> None:
+        """Decide about all of a pod's grants first: the kernel is told the whole of a container."""
+        containers = {grant.shadow.uid: await self._reopened(grant) for grant in grants}
+        lost = [grant for grant in grants if not await self._stands(grant)]
+        self._grafts.live |= {grant.shadow.uid for grant in grants if grant not in lost}
+        if self._journal.damage:
+            self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
+            return
+        for grant in grants:
+            container = containers[grant.shadow.uid]
+            if grant not in lost and container is not None:
+                await self._brought_in(grant, container)
+        for grant in lost:
+            await self._lose(grant)
+
+    async def _reopened(self, grant: Grant) -> Container | None:
+        """Return the container of the grant, if it still runs."""
+        try:
+            found = await self._containers.find(
+                grant.target, pod_uid=grant.key.pod_uid, hint=grant.container_id
+            )
+        except (TargetNotRunning, ContainerMismatch):
+            return None
+        return found if found.id == grant.container_id else None
+
+    async def _stands(self, grant: Grant) -> bool:
+        """Tell whether the grant is to be live; of a damaged journal no commit is sure."""
+        if grant.stage is Stage.LOST:
+            return False
+        if grant.stage is Stage.COMMITTED and not self._journal.damage:
+            return True
+        return await self._allocation.still_holds(grant.shadow, grant.target.namespace, grant.ids())
+
+    async def _brought_in(self, grant: Grant, container: Container) -> None:
+        """Apply and verify again. What fails stays as it is, and is not called granted."""
+        try:
+            timeline = Timeline()
+            again = await self._grafts.bring_in(grant, container, timeline)
+            if grant.stage is Stage.INTENT:
+                self._grafts.commit(again, timeline)
+        except (DeviceMountError, OSError) as error:
+            self._grafts.doubtful.add(grant.shadow.uid)
+            log.error(line("not verified", **facts(grant), error=error))
+
+    async def _lose(self, grant: Grant) -> None:
+        """Go on with a loss; a lost intent was never told to anybody, so it is forgotten too."""
+        is_free = await self._grafts.lose((grant,))
+        if is_free and grant.stage is Stage.INTENT:
+            self._grafts.drop(grant)
+        if is_free:
+            await self._shadow_pods.lower_fence(grant.shadow.uid, grant.key.mount_uid)

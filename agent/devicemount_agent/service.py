@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""gRPC in and out: who calls, what an error is on the wire. No decision about mounts.
+
+Only the operator is served, whatever the method: a certificate of the right authority is not
+enough, since every agent has one. How long a call may wait is the caller's, within the bound that
+tombstones rely on.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import grpc
+import grpc.aio
+
+from devicemount_agent import errors
+from devicemount_agent.logs import line
+from devicemount_agent.mounts import Mounts
+from devicemount_agent.wire import from_state, from_states, to_apply, to_remove
+from devicemount_agent_api.errors import REASON_KEY
+from devicemount_agent_api.tls import is_operator, server_credentials
+from devicemount_agent_api.v1 import agent_pb2 as pb
+from devicemount_agent_api.v1 import agent_pb2_grpc
+
+WAIT_LIMIT_S = 30.0  # no call lives longer: ledger.TOMBSTONE_AGE_NS relies on it
+ANSWER_BEFORE_S = 0.5  # of the caller's deadline: WAITING says more than DEADLINE_EXCEEDED
+MESSAGE_LIMIT_BYTES = 1 << 20  # 64 shadow pods need some 20 kB
+CALLS_LIMIT = 1024  # an Apply waits for each of 500 pods at most
+
+CODES: dict[type[errors.DeviceMountError], grpc.StatusCode] = {
+    errors.TargetNotRunning: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ContainerMismatch: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.Insufficient: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.AllocationUnknown: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.PathConflict: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnsupportedRuntime: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.FilterBlocked: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.ReservationLost: grpc.StatusCode.ABORTED,
+    errors.StaleRequest: grpc.StatusCode.ABORTED,
+    errors.StillReserved: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.NodeUnavailable: grpc.StatusCode.UNAVAILABLE,
+}
+
+log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+_Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+class AgentService(agent_pb2_grpc.AgentServicer):
+    """The contract."""
+
+    def __init__(self, mounts: Mounts) -> None:
+        self._mounts = mounts
+
+    async def Apply(
+        self,
+        request: pb.ApplyRequest,
+        context: "grpc.aio.ServicerContext[pb.ApplyRequest, pb.MountState]",
+    ) -> pb.MountState:
+        state = self._mounts.apply(to_apply(request), deadline=_deadline(context))
+        return from_state(await state)
+
+    async def Remove(
+        self,
+        request: pb.RemoveRequest,
+        context: "grpc.aio.ServicerContext[pb.RemoveRequest, pb.MountState]",
+    ) -> pb.MountState:
+        return from_state(await self._mounts.remove(to_remove(request)))
+
+    async def List(
+        self,
+        request: pb.ListRequest,
+        context: "grpc.aio.ServicerContext[pb.ListRequest, pb.ListResponse]",
+    ) -> pb.ListResponse:
+        return from_states(self._mounts.states())
+
+
+class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
+    """Stands before every method: refuses foreign callers, and says errors as the contract does."""
+
+    async def intercept_service(
+        self,
+        continuation: "Callable[[grpc.HandlerCallDetails], Awaitable[_Handler]]",
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> "_Handler":
+        handler = await continuation(handler_call_details)
+        serve = handler.unary_unary if handler is not None else None
+        if serve is None:  # no such method: answered as such by the library
+            return handler
+        method = handler_call_details.method
+
+        async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+            if not is_operator(context.auth_context().get("x509_subject_alternative_name", ())):
+                log.warning(line("refused", method=method, peer=context.peer()))
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the operator may call")
+            return await _told(serve(request, context), context, method)  # type: ignore[arg-type]  # aio's
+
+        return grpc.unary_unary_rpc_method_handler(
+            guarded,
+            request_deserializer=handler.request_deserializer,
+            response_serializer=handler.response_serializer,
+        )
+
+
+async def start(listen: str, tls_directory: Path, mounts: Mounts) -> grpc.aio.Server:
+    """Listen with the agent's certificate. Raises OSError when a file of it is missing."""
+    server = grpc.aio.server(
+        interceptors=[OnlyTheOperator()],
+        options=[
+            ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+            ("grpc.so_reuseport", 0),
+        ],
+        maximum_concurrent_rpcs=CALLS_LIMIT,
+    )
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts), server)
+    server.add_secure_port(listen, server_credentials(tls_directory))
+    await server.start()
+    return server
+
+
+async def _told(
+    answer: Awaitable[_Answer], context: "grpc.aio.ServicerContext[Any, Any]", method: str
+) -> _Answer:
+    """Return the answer, or end the call with the error's code, its sentence and its name."""
+    try:
+        return await _named(answer)
+    except errors.DeviceMountError as error:
+        reason = _reason(error)
+        log.info(line("refused", method=method, reason=reason.__name__, error=error))
+        await context.abort(
+            CODES[reason], str(error), trailing_metadata=((REASON_KEY, reason.__name__),)
+        )
+        raise AssertionError("abort raises") from error
+
+
+async def _named(answer: Awaitable[_Answer]) -> _Answer:
+    """Give an unforeseen error of the system the name that it has for others."""
+    try:
+        return await answer
+    except OSError as error:
+        log.exception(line("failed"))
+        raise errors.NodeUnavailable(str(error)) from error
+
+
+def _reason(error: errors.DeviceMountError) -> type[errors.DeviceMountError]:
+    """Return the class that the table knows: the error's own, or the nearest above it."""
+    return next(cls for cls in type(error).__mro__ if cls in CODES)
+
+
+def _deadline(context: "grpc.aio.ServicerContext[Any, Any]") -> float:
+    """Return until when an `Apply` may wait, in loop time."""
+    remaining = context.time_remaining()
+    wait = WAIT_LIMIT_S if remaining is None else min(remaining, WAIT_LIMIT_S)
+    return asyncio.get_running_loop().time() + max(wait - ANSWER_BEFORE_S, 0.0)

@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole agent over TLS, a kubelet and a runtime that obey, real containers on cgroup v1."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from devicemount_agent.__main__ import Agent
+from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.model import PodUID
+from devicemount_agent.settings import Settings
+from devicemount_agent_api.tls import agent_channel
+from devicemount_agent_api.v1 import agent_pb2 as pb
+from devicemount_agent_api.v1 import agent_pb2_grpc
+from node.agent.containers import HIERARCHIES, Box, Lab, lab
+
+from .fakes import FakeKubelet, FakePod, FakeRuntime, serve_kubelet, serve_runtime
+from .pki import Authority
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RESOURCE = "example.com/vcs"
+MOUNT_UID = "11111111-aaaa-4aaa-8aaa-111111111111"
+NAMESPACE = "team-a"
+DEADLINE_S = 5.0
+
+
+@pytest.fixture(scope="session")
+def hold(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    binary = tmp_path_factory.mktemp("hold") / "hold"
+    source = REPOSITORY / "agent/hold/hold.c"
+    subprocess.run(["gcc", "-O2", "-static", "-o", str(binary), str(source)], check=True)
+    return binary
+
+
+@pytest.fixture(scope="session")
+def authority() -> Authority:
+    return Authority.create("devicemount")
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Iterator[Lab]:
+    if os.geteuid() != 0 or not HIERARCHIES[CgroupVersion.V1].is_dir():
+        pytest.skip("needs root and a cgroup v1 hierarchy for devices")
+    with lab(CgroupVersion.V1, tmp_path) as made:
+        yield made
+
+
+@dataclass
+class Shadow:
+    """A shadow pod as the kubelet has it."""
+
+    pod: FakePod
+    resources: dict[str, int]
+
+    def message(self) -> pb.ShadowPod:
+        return pb.ShadowPod(name=self.pod.name, uid=self.pod.uid, resources=self.resources)
+
+
+@dataclass
+class Target:
+    """A running target pod: what the runtime says of it, and the process in it."""
+
+    pod: FakePod
+    box: Box
+    mount_uid: str = MOUNT_UID
+
+    @property
+    def key(self) -> pb.MountKey:
+        return pb.MountKey(mount_uid=self.mount_uid, pod_uid=self.pod.uid)
+
+
+@dataclass
+class Node:
+    """One node: kubelet, runtime, agent, and the operator's client."""
+
+    directory: Path
+    settings: Settings
+    authority: Authority
+    lab: Lab
+    kubelet: FakeKubelet
+    runtime: FakeRuntime = field(default_factory=FakeRuntime)
+    revision: int = 0
+    stub: "agent_pb2_grpc.AgentAsyncStub" = None  # type: ignore[assignment]
+
+    # ---- the node's side
+
+    def target(self, name: str = "notebook-0") -> Target:
+        box = self.lab.container()
+        pod = FakePod(box.pod_uid, NAMESPACE, name)
+        self.runtime.add(pod, "notebook", container_id=box.id, pid=box.init_pid)
+        return Target(pod, box)
+
+    def restarted(self, target: Target) -> Target:
+        """The target's container ends and another one of the same pod runs."""
+        self.runtime.containers[target.box.id].is_running = False
+        target.box.inside.process.kill()
+        box = self.lab.container(pod_uid=PodUID(target.pod.uid))
+        self.runtime.add(target.pod, "notebook", container_id=box.id, pid=box.init_pid)
+        return Target(target.pod, box, target.mount_uid)
+
+    def shadow(self, target: Target, ordinal: int = 0, **resources: int) -> Shadow:
+        """A shadow pod that was posted; the kubelet has not chosen yet."""
+        name = f"dm-{target.mount_uid[:8]}-{target.pod.uid[:8]}-{ordinal}"
+        pod = FakePod(str(uuid.uuid4()), NAMESPACE, name)
+        return Shadow(pod, dict(resources) or {RESOURCE: 1})
+
+    def reserved(self, target: Target, *devices: str, ordinal: int = 0) -> Shadow:
+        """A shadow pod to which the kubelet gave these devices of /dev."""
+        shadow = self.shadow(target, ordinal, **{RESOURCE: len(devices)})
+        self.choose(shadow, *devices)
+        return shadow
+
+    def choose(self, shadow: Shadow, *devices: str) -> None:
+        nodes = {device: [(f"/dev/{device}", f"/dev/{device}")] for device in devices}
+        self.kubelet.choose(shadow.pod, RESOURCE, nodes)
+
+    # ---- the operator's side
+
+    def order(self) -> pb.Epoch:
+        return pb.Epoch(lease_created_ns=1, lease_uid="lease-uid-1", transitions=0)
+
+    def apply_request(self, target: Target, *shadows: Shadow) -> pb.ApplyRequest:
+        self.revision += 1
+        return pb.ApplyRequest(
+            key=target.key,
+            mount_name="notebook-gpu",
+            target=pb.Target(
+                namespace=NAMESPACE,
+                pod_name=target.pod.name,
+                container="notebook",
+                container_id=target.box.id,
+            ),
+            shadow_pods=[shadow.message() for shadow in shadows],
+            epoch=self.order(),
+            revision=self.revision,
+        )
+
+    async def apply(
+        self, target: Target, *shadows: Shadow, timeout_s: float = 5.0
+    ) -> pb.MountState:
+        return await self.stub.Apply(self.apply_request(target, *shadows), timeout=timeout_s)
+
+    async def remove(
+        self, target: Target, *shadows: Shadow, policy: "pb.Policy.ValueType" = pb.WAIT
+    ) -> pb.MountState:
+        self.revision += 1
+        request = pb.RemoveRequest(
+            key=target.key,
+            shadow_uids=[shadow.pod.uid for shadow in shadows],
+            policy=policy,
+            epoch=self.order(),
+            revision=self.revision,
+        )
+        return await self.stub.Remove(request, timeout=10)
+
+    async def states(self) -> list[pb.MountState]:
+        return list((await self.stub.List(pb.ListRequest(), timeout=5)).mounts)
+
+    # ---- the agent
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[Agent]:
+        """Run an agent until the end of the block; grants outlive it."""
+        stopped = asyncio.Event()
+        agent = Agent(self.settings)
+        running = asyncio.create_task(agent.run(stopped))
+        channel = agent_channel(self.settings.listen, self.authority_of("devicemount-operator"))
+        self.stub = agent_pb2_grpc.AgentStub(channel)  # type: ignore[assignment]
+        try:
+            async with asyncio.timeout(DEADLINE_S):
+                ready = asyncio.create_task(channel.channel_ready())
+                await asyncio.wait((ready, running), return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                running.result()
+            yield agent
+        finally:
+            await channel.close(None)
+            stopped.set()
+            await running
+            await agent.close()
+
+    def authority_of(self, name: str) -> Path:
+        directory = self.directory / f"tls-{name}"
+        return directory if directory.exists() else self.authority.issue(name, directory)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+async def node(
+    tmp_path: Path, authority: Authority, hold: Path, v1: Lab, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Node]:
+    # The machine's first process may be out of sight where tests run; ours is the node's here.
+    monkeypatch.setattr("devicemount_agent.graft.shape.NODE_PROCESS", Path("/proc/self"))
+    plugins = tmp_path / "device-plugins"
+    plugins.mkdir()
+    made = Node(
+        directory=tmp_path,
+        settings=Settings(
+            listen=f"127.0.0.1:{free_port()}",
+            health_port=free_port(),
+            tls_directory=authority.issue("devicemount-agent", tmp_path / "tls"),
+            journal_directory=tmp_path / "run",
+            cri_socket=tmp_path / "cri.sock",
+            device_plugins_directory=plugins,
+            pod_resources_socket=tmp_path / "kubelet.sock",
+            hold=hold,
+        ),
+        authority=authority,
+        lab=v1,
+        kubelet=FakeKubelet(plugins),
+    )
+    runtime = await serve_runtime(made.runtime, made.settings.cri_socket)
+    kubelet = await serve_kubelet(made.kubelet, made.settings.pod_resources_socket)
+    yield made
+    await runtime.stop(None)
+    await kubelet.stop(None)

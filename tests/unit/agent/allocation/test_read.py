@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Joining the kubelet's two sources, and from the device plugin's answer to nodes below /dev."""
+
+import base64
+import json
+from pathlib import Path
+
+import pytest
+
+from devicemount_agent.allocation.kubelet import Entry, Listing, parse_checkpoint
+from devicemount_agent.allocation.read import (
+    Choice,
+    choice_of,
+    devices_of,
+    is_shown,
+    other_with,
+)
+from devicemount_agent.errors import (
+    AllocationUnknown,
+    DeviceMountError,
+    Insufficient,
+    NodeUnavailable,
+    NotAllowed,
+)
+from devicemount_agent.model import Access, DeviceID, DeviceNumber, PodUID, ResourceName
+from devicemount_node_api import deviceplugin_pb2
+
+GPU = ResourceName("example.com/gpu")
+NIC = ResourceName("example.com/nic")
+UID = PodUID("shadow-uid")
+
+
+def ids(*names: str) -> frozenset[DeviceID]:
+    return frozenset(map(DeviceID, names))
+
+
+def entry(
+    *names: str, uid: str = UID, container: str = "hold", resource: ResourceName = GPU
+) -> Entry:
+    return Entry(PodUID(uid), container, resource, ids(*names), b"")
+
+
+def answered(*specs: tuple[str, str, str], **more: object) -> Choice:
+    """A choice of one device whose plugin answered (host path, container path, permissions)."""
+    answer = deviceplugin_pb2.ContainerAllocateResponse(
+        devices=[
+            deviceplugin_pb2.DeviceSpec(host_path=host, container_path=inside, permissions=may)
+            for host, inside, may in specs
+        ],
+        **more,  # type: ignore[arg-type]
+    )
+    return Choice((Entry(UID, "hold", GPU, ids("gpu-0"), answer.SerializeToString()),))
+
+
+def test_a_checkpoint_is_read_as_the_kubelet_writes_it() -> None:
+    raw = {
+        "Data": {
+            "PodDeviceEntries": [
+                {
+                    "PodUID": UID,
+                    "ContainerName": "hold",
+                    "ResourceName": GPU,
+                    "DeviceIDs": {"0": ["gpu-0", "gpu-1"], "1": ["gpu-1"]},
+                    "AllocResp": base64.b64encode(b"answer").decode(),
+                }
+            ],
+            "RegisteredDevices": {GPU: ["gpu-0", "gpu-1"]},
+        },
+        "Checksum": 1234567890,
+    }
+    (read,) = parse_checkpoint(json.dumps(raw).encode())
+    assert read == Entry(UID, "hold", GPU, ids("gpu-0", "gpu-1"), b"answer")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        (b'{"Data":{"PodDeviceEntries":null,"RegisteredDevices":{}},"Checksum":1}', ()),
+        (b'{"Data":{"PodDeviceEntries":[{"PodUID":"u"}]}}', NodeUnavailable),
+        (b'{"Data":[]}', NodeUnavailable),
+        (b'{"Data":', NodeUnavailable),
+        (b"\xff", NodeUnavailable),
+    ],
+    ids=["no entries", "a field is missing", "another shape", "cut off", "no text"],
+)
+def test_a_checkpoint_of_no_known_shape_is_said(
+    raw: bytes, said: tuple[Entry, ...] | type[DeviceMountError]
+) -> None:
+    if isinstance(said, tuple):
+        assert parse_checkpoint(raw) == said
+        return
+    with pytest.raises(said, match="checkpoint is of no known shape"):
+        parse_checkpoint(raw)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        [],
+        [entry("gpu-0", uid="another-pod")],
+        [entry("gpu-0", container="sidecar")],
+    ],
+    ids=["nobody", "another pod with the same ids", "another container of the shadow pod"],
+)
+def test_there_is_no_choice_while_hold_is_not_named(entries: list[Entry]) -> None:
+    assert choice_of(entries, UID, {GPU: 1}) is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "asked", "message"),
+    [
+        ([entry("gpu-0")], {GPU: 2}, "1 of 2 example.com/gpu"),
+        ([entry("gpu-0", "gpu-1")], {GPU: 1}, "2 of 1 example.com/gpu"),
+        ([entry("gpu-0")], {GPU: 1, NIC: 1}, "0 of 1 example.com/nic"),
+    ],
+    ids=["fewer", "more", "not this resource"],
+)
+def test_counts_must_be_what_was_asked(
+    entries: list[Entry], asked: dict[ResourceName, int], message: str
+) -> None:
+    with pytest.raises(Insufficient, match=message):
+        choice_of(entries, UID, asked)
+
+
+def test_only_what_was_asked_for_is_taken() -> None:
+    entries = [entry("gpu-0"), entry("nic-0", resource=NIC)]
+    choice = choice_of(entries, UID, {NIC: 1})
+    assert choice is not None
+    assert choice.ids() == {NIC: ids("nic-0")}
+
+
+LISTING: Listing = {
+    ("team-a", "dm-a-b-0"): {"hold": {GPU: ids("gpu-0")}, "sidecar": {GPU: ids("gpu-1")}},
+    ("team-b", "job"): {"main": {GPU: ids("gpu-2", "gpu-3")}},
+}
+
+
+@pytest.mark.parametrize(
+    ("namespace", "name", "wanted", "shown"),
+    [
+        ("team-a", "dm-a-b-0", {GPU: ids("gpu-0")}, True),
+        ("team-a", "dm-a-b-0", {GPU: ids("gpu-1")}, False),
+        ("team-a", "dm-a-b-0", {GPU: ids("gpu-0"), NIC: ids("nic-0")}, False),
+        ("team-b", "dm-a-b-0", {GPU: ids("gpu-0")}, False),
+        ("team-a", "dm-a-b-1", {GPU: ids("gpu-0")}, False),
+    ],
+    ids=["its own", "another container's", "one is missing", "another namespace", "another name"],
+)
+def test_list_must_show_the_name_with_the_very_ids(
+    namespace: str,
+    name: str,
+    wanted: dict[ResourceName, frozenset[DeviceID]],
+    *,
+    shown: bool,
+) -> None:
+    assert is_shown(LISTING, namespace, name, wanted) is shown
+
+
+def test_another_pod_with_one_of_the_devices_is_found() -> None:
+    wanted = {GPU: ids("gpu-3")}
+    assert other_with(LISTING, "team-a", "dm-a-b-0", wanted) == ("team-b", "job")
+    assert other_with(LISTING, "team-a", "dm-a-b-0", {GPU: ids("gpu-0")}) is None
+
+
+@pytest.fixture
+def dev(tmp_path: Path) -> Path:
+    """A /dev with a file, a directory, and links to where it leads in and out."""
+    root = tmp_path.resolve() / "dev"
+    (root / "dir").mkdir(parents=True)
+    (root / "file").touch()
+    (root / "out").symlink_to("/etc/passwd")
+    (root / "null").symlink_to("/dev/null")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("specs", "more", "error", "message"),
+    [
+        ([], {}, AllocationUnknown, "the device plugin answered nothing"),
+        ([], {"envs": {"A": "1"}}, AllocationUnknown, "answered environment variables"),
+        (
+            [],
+            {"cdi_devices": [deviceplugin_pb2.CDIDevice(name="example.com/gpu=0")]},
+            AllocationUnknown,
+            "answered CDI names",
+        ),
+        ([("{dev}/file", "/dev/file", "rw")], {}, AllocationUnknown, "is no device node"),
+        ([("{dev}/gone", "/dev/gone", "rw")], {}, AllocationUnknown, "does not exist on the node"),
+        ([("{dev}/dir", "/dev/dir", "rw")], {}, AllocationUnknown, "no device nodes"),
+        ([("{dev}/out", "/dev/out", "rw")], {}, NotAllowed, "is /etc/passwd, outside of"),
+        ([("{dev}/null", "/dev/null", "rw")], {}, NotAllowed, "is /dev/null, outside of"),
+        ([("{dev}/../x", "/dev/x", "rw")], {}, NotAllowed, "outside of"),
+        ([("{dev}", "/dev", "rw")], {}, NotAllowed, "outside of"),
+        ([("{dev}/file", "dev/file", "rw")], {}, AllocationUnknown, "is no device in a container"),
+        ([("{dev}/file", "/dev/../x", "rw")], {}, AllocationUnknown, "no device in a container"),
+        ([("{dev}/file", "/dev/file", "m")], {}, AllocationUnknown, "no device in a container"),
+    ],
+)
+def test_what_is_no_device_below_dev_is_refused(
+    dev: Path,
+    specs: list[tuple[str, str, str]],
+    more: dict[str, object],
+    error: type[DeviceMountError],
+    message: str,
+) -> None:
+    choice = answered(*((host.format(dev=dev), inside, may) for host, inside, may in specs), **more)
+    with pytest.raises(error, match=message):
+        devices_of(choice, root=dev)
+
+
+def test_a_node_is_taken_with_its_number_and_access() -> None:
+    (device,) = devices_of(answered(("/dev/null", "/dev/mine", "rm")))
+    (node,) = device.nodes
+    assert (node.path, node.host_path, node.access) == ("/dev/mine", "/dev/null", Access.READ)
+    assert node.number == DeviceNumber("c", 1, 3)
+
+
+def test_a_link_below_dev_is_followed() -> None:
+    (device,) = devices_of(answered(("/dev/stdin/../null", "/dev/null", "rw")))
+    assert device.nodes[0].host_path == "/dev/null"
+
+
+def test_two_devices_at_one_path_are_not_guessed_about() -> None:
+    with pytest.raises(AllocationUnknown, match="two devices at /dev/x"):
+        devices_of(answered(("/dev/null", "/dev/x", "rw"), ("/dev/zero", "/dev/x", "rw")))
+
+
+def test_an_answer_that_is_none_is_said() -> None:
+    with pytest.raises(AllocationUnknown, match="garbled"):
+        devices_of(Choice((Entry(UID, "hold", GPU, ids("gpu-0"), b"\xff\xff\xff"),)))
+
+
+def test_several_ids_share_the_nodes_of_their_answer() -> None:
+    choice = answered(("/dev/null", "/dev/null", "rw"))
+    two = Choice((Entry(UID, "hold", GPU, ids("b", "a"), choice.entries[0].answer),))
+    assert [device.id for device in devices_of(two)] == ["a", "b"]
+    assert len({device.nodes for device in devices_of(two)}) == 1

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal as a file: what survives, what is void, and what a damaged one may never do."""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from devicemount_agent.errors import NodeUnavailable
+from devicemount_agent.journal import SLACK_RECORDS, Journal, replay
+from devicemount_agent.ledger import (
+    Committed,
+    Earlier,
+    Grant,
+    Granted,
+    Ledger,
+    Lost,
+    Record,
+    Removed,
+    Seen,
+    Stage,
+    after,
+)
+from devicemount_agent.model import (
+    Access,
+    ContainerID,
+    Device,
+    DeviceID,
+    DeviceNode,
+    DeviceNumber,
+    MountUID,
+    PodUID,
+    ResourceName,
+)
+from devicemount_agent.requests import Epoch, MountKey, Order, ShadowPod, Target
+
+BOOT = "8a5a7a3e-boot"
+KEY = MountKey(MountUID("11111111-mount"), PodUID("22222222-pod"))
+VCS1 = DeviceNumber("c", 7, 1)
+
+
+def grant(shadow: str = "shadow-a", container: str = "c1", path: str = "/dev/vcs1") -> Grant:
+    node = DeviceNode(path, path, VCS1, Access.READ | Access.WRITE)
+    return Grant(
+        key=KEY,
+        mount_name="notebook",
+        shadow=ShadowPod(PodUID(shadow), f"dm-11111111-22222222-{shadow[-1]}"),
+        target=Target("team-a", "notebook-0", "notebook"),
+        container_id=ContainerID(container),
+        devices=(Device(ResourceName("example.com/vcs"), DeviceID(f"id-{shadow}"), (node,)),),
+        earlier=(Earlier(VCS1, Access.NONE),),
+        made=frozenset({path}),
+    )
+
+
+def order(revision: int, leader: int = 1) -> Order:
+    return Order(Epoch(lease_created_ns=leader, transitions=0, lease_uid="lease-uid"), revision)
+
+
+UIDS = st.sampled_from([PodUID("shadow-a"), PodUID("shadow-b"), PodUID("shadow-c")])
+RECORDS: st.SearchStrategy[Record] = st.one_of(
+    st.builds(lambda uid, c: Granted(grant(uid, c)), UIDS, st.sampled_from(["c1", "c2"])),
+    st.builds(Committed, UIDS, st.just(frozenset({"/dev/vcs1"})), st.just(1)),
+    st.builds(Lost, UIDS),
+    st.builds(Removed, UIDS),
+    st.builds(lambda r: Seen(KEY, order(r), 1), st.integers(0, 9)),
+)
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+def journal(directory: Path) -> Iterator[Journal]:
+    opened = Journal(directory, boot_id=BOOT)
+    yield opened
+    opened.close()
+
+
+def reopened(directory: Path, boot_id: str = BOOT) -> tuple[Ledger, str]:
+    opened = Journal(directory, boot_id=boot_id)
+    opened.close()
+    return opened.ledger, opened.damage
+
+
+def written(directory: Path, *records: Record) -> bytes:
+    opened = Journal(directory, boot_id=BOOT)
+    for record in records:
+        opened.append(record)
+    opened.close()
+    return (directory / "journal").read_bytes()
+
+
+def test_what_was_written_is_what_a_restarted_agent_reads(directory: Path) -> None:
+    records = (
+        Seen(KEY, order(3), 7),
+        Granted(grant()),
+        Committed(PodUID("shadow-a"), frozenset(), 9),
+    )
+    written(directory, *records)
+
+    ledger, damage = reopened(directory)
+
+    assert damage == ""
+    assert ledger.grants[PodUID("shadow-a")].stage is Stage.COMMITTED
+    assert ledger.grants[PodUID("shadow-a")].devices == grant().devices
+    assert ledger.is_outdated(KEY, order(2))
+    assert not ledger.is_outdated(KEY, order(3))
+
+
+def test_another_boot_voids_it(directory: Path) -> None:
+    written(directory, Granted(grant()))
+    assert reopened(directory, boot_id="another-boot") == (Ledger(), "")
+
+
+def test_a_version_that_is_not_known_grants_nothing(directory: Path) -> None:
+    directory.mkdir()
+    header = b'{"version": 2, "boot_id": "8a5a7a3e-boot"}'
+    import zlib
+
+    (directory / "journal").write_bytes(b"%08x %b\n" % (zlib.crc32(header), header))
+    opened = Journal(directory, boot_id=BOOT)
+    with pytest.raises(NodeUnavailable, match="version 2 is not known"):
+        opened.append(Granted(grant()))
+    opened.close()
+    assert (directory / "journal").read_bytes().count(b"version") == 1
+
+
+def test_a_torn_tail_is_a_write_that_never_happened(directory: Path) -> None:
+    raw = written(directory, Granted(grant()), Removed(PodUID("shadow-a")))
+    (directory / "journal").write_bytes(raw[:-5])
+
+    ledger, damage = reopened(directory)
+
+    assert damage == ""
+    assert list(ledger.grants) == ["shadow-a"]
+
+
+def test_a_second_agent_does_not_open_it(journal: Journal, directory: Path) -> None:
+    with pytest.raises(BlockingIOError):
+        Journal(directory, boot_id=BOOT)
+
+
+def test_a_damaged_record_refuses_grants_but_not_removals(directory: Path) -> None:
+    raw = written(
+        directory, Granted(grant()), Removed(PodUID("shadow-b")), Lost(PodUID("shadow-b"))
+    )
+    lines = raw.split(b"\n")
+    lines[2] = lines[2].replace(b"removed", b"remover")
+    (directory / "journal").write_bytes(b"\n".join(lines))
+
+    opened = Journal(directory, boot_id=BOOT)
+    assert opened.damage.startswith("line 3: ")
+    with pytest.raises(NodeUnavailable, match="damaged, nothing is granted: line 3"):
+        opened.append(Granted(grant("shadow-c")))
+    opened.append(Removed(PodUID("shadow-a")))
+    opened.close()
+
+    ledger, damage = reopened(directory)
+    assert damage.startswith("line 3: ")
+    assert not ledger.grants
+
+
+def test_a_full_disk_changes_nothing_and_heals_by_itself(
+    journal: Journal, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal.append(Granted(grant()))
+
+    def full(fd: int, data: bytes, offset: int) -> int:
+        real(fd, data[:10], offset)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(NodeUnavailable, match="No space left"):
+        journal.append(Granted(grant("shadow-b")))
+    assert list(journal.ledger.grants) == ["shadow-a"]
+    monkeypatch.undo()
+
+    journal.append(Removed(PodUID("shadow-a")))
+    journal.close()
+    assert reopened(directory) == (Ledger(), "")
+    journal.__init__(directory, boot_id=BOOT)  # type: ignore[misc]  # for the fixture to close
+
+
+def test_it_is_written_anew_before_it_grows_without_bound(
+    journal: Journal, directory: Path
+) -> None:
+    journal.append(Granted(grant()))
+    for revision in range(3 * SLACK_RECORDS):
+        journal.append(Seen(KEY, order(revision), 1))
+
+    raw = (directory / "journal").read_bytes()
+    assert raw.count(b"\n") < SLACK_RECORDS + 10
+    said = replay(raw, boot_id=BOOT)
+    assert said.ledger == journal.ledger
+    assert said.ledger.seen[KEY].order == order(3 * SLACK_RECORDS - 1)
+
+
+@settings(deadline=None)
+@given(records=st.lists(RECORDS, max_size=12), cut=st.integers(0, 4000))
+def test_any_prefix_of_any_log_never_grants_what_was_removed(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int
+) -> None:
+    raw = written(tmp_path_factory.mktemp("log") / "journal", *records)
+
+    said = replay(raw[: min(cut, len(raw))], boot_id=BOOT)
+
+    assert said.damage == ""
+    believed = records[: said.records]
+    last = {
+        record.shadow_uid if not isinstance(record, Granted) else record.grant.shadow.uid: record
+        for record in believed
+        if not isinstance(record, Seen | Committed)
+    }
+    for uid, stands in said.ledger.grants.items():
+        assert isinstance(last[uid], Granted) or stands.stage is Stage.LOST
+    assert not {uid for uid, record in last.items() if isinstance(record, Removed)} & set(
+        said.ledger.grants
+    )
+
+
+@settings(deadline=None)
+@given(records=st.lists(RECORDS, min_size=1, max_size=8), data=st.data())
+def test_one_flipped_byte_is_found_or_harmless(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], data: st.DataObject
+) -> None:
+    raw = written(tmp_path_factory.mktemp("log") / "journal", *records)
+    place = data.draw(st.integers(0, len(raw) - 2))
+    flipped = raw[:place] + bytes([raw[place] ^ 0x01]) + raw[place + 1 :]
+
+    said = replay(flipped, boot_id=BOOT)
+
+    assert said.damage or said.ledger == replay(raw, boot_id=BOOT).ledger
+
+
+def test_replay_is_the_fold_of_its_records(directory: Path) -> None:
+    records: list[Record] = [
+        Granted(grant()),
+        Committed(PodUID("shadow-a"), frozenset(), 9),
+        Lost(PodUID("shadow-a")),
+    ]
+    ledger = Ledger()
+    for record in records:
+        ledger = after(ledger, record)
+    assert replay(written(directory, *records), boot_id=BOOT).ledger == ledger
