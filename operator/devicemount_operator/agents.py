@@ -1,0 +1,296 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One warm channel per node to its agent. The only module that imports the agents' contract.
+
+Requests go out with this operator's epoch and a revision that rises with each of them, so that an
+agent never acts on what was decided earlier. What agents say becomes the plain types that `decide`
+reads; what they refuse, and a channel that does not work, an AgentError with the reason of the
+table.
+"""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import grpc.aio
+
+from devicemount_agent_api import tls
+from devicemount_agent_api.errors import reason_of
+from devicemount_agent_api.v1 import agent_pb2, agent_pb2_grpc
+from devicemount_operator.decide.decision import RemovePolicy
+from devicemount_operator.decide.observation import (
+    ContainerID,
+    Device,
+    DeviceNode,
+    Grant,
+    GrantPhase,
+    Holder,
+    NodeName,
+    Place,
+    PodUID,
+)
+from devicemount_operator.election import Epoch
+from devicemount_operator.errors import DeviceMountError
+from devicemount_operator.reasons import Reason
+
+Answer = TypeVar("Answer")
+
+CONNECT_S = 2.0  # a restarted agent is back within it; the deadline of a call is for its work
+
+_PHASES: Mapping[int, GrantPhase] = {
+    agent_pb2.WAITING: GrantPhase.WAITING,
+    agent_pb2.GRANTED: GrantPhase.GRANTED,
+    agent_pb2.BUSY: GrantPhase.BUSY,
+    agent_pb2.LOST_PHASE: GrantPhase.LOST,
+    agent_pb2.REMOVED: GrantPhase.REMOVED,
+    agent_pb2.TARGET_ENDED: GrantPhase.TARGET_ENDED,
+}
+_POLICIES: "Mapping[RemovePolicy, agent_pb2.Policy.ValueType]" = {
+    RemovePolicy.WAIT: agent_pb2.WAIT,
+    RemovePolicy.LOST: agent_pb2.LOST,
+}
+
+
+class AgentError(DeviceMountError):
+    """An agent refused a request, or could not be asked (AgentUnavailable)."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyCall:
+    """What an agent needs in order to graft one shadow pod's devices."""
+
+    mount_uid: str
+    mount_name: str
+    namespace: str
+    pod_name: str
+    container: str
+    container_id: ContainerID | None
+    place: Place
+    shadow_name: str
+    shadow_uid: PodUID
+    resources: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoveCall:
+    """Which devices to take back and how."""
+
+    mount_uid: str
+    place: Place
+    policy: RemovePolicy
+    shadow_uids: tuple[PodUID, ...]  # empty: all
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MountGrants:
+    """What an agent says of one mount."""
+
+    mount_uid: str
+    phase: GrantPhase  # the least of its shadow pods'
+    grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deadlines:
+    """In seconds, connecting not counted."""
+
+    apply_s: float
+    remove_s: float
+    list_s: float
+
+
+@dataclass(slots=True)
+class _Peer:
+    address: str
+    channel: grpc.aio.Channel
+    stub: "agent_pb2_grpc.AgentAsyncStub"
+
+
+class Agents:
+    """The node agents that have an address now."""
+
+    def __init__(
+        self, *, epoch: Epoch, tls_directory: Path, port: int, deadlines: Deadlines
+    ) -> None:
+        self._epoch = agent_pb2.Epoch(
+            lease_created_ns=epoch.lease_created_ns,
+            lease_uid=epoch.lease_uid,
+            transitions=epoch.transitions,
+        )
+        self._tls_directory = tls_directory
+        self._port = port
+        self._deadlines = deadlines
+        self._revisions = itertools.count()
+        self._peers: dict[NodeName, _Peer] = {}
+
+    def nodes(self) -> frozenset[NodeName]:
+        """Return the nodes whose agent has an address."""
+        return frozenset(self._peers)
+
+    async def moved(self, node: NodeName, ip: str) -> None:
+        """Use this address for the node from now on, and connect before it is needed."""
+        address = f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
+        if (peer := self._peers.get(node)) is not None and peer.address == address:
+            return
+        await self.left(node)
+        channel = tls.agent_channel(address, self._tls_directory)
+        self._peers[node] = _Peer(address, channel, agent_pb2_grpc.AgentStub(channel))
+        channel.get_state(try_to_connect=True)
+
+    async def left(self, node: NodeName) -> None:
+        """Forget the node's agent; calls in flight end as AgentUnavailable."""
+        if (peer := self._peers.pop(node, None)) is not None:
+            await peer.channel.close(grace=None)
+
+    async def close(self) -> None:
+        for node in tuple(self._peers):
+            await self.left(node)
+
+    async def apply(self, call: ApplyCall) -> MountGrants:
+        """Return the state once the devices are usable in the target. Raises AgentError."""
+        request = agent_pb2.ApplyRequest(
+            key=_key(call.mount_uid, call.place),
+            mount_name=call.mount_name,
+            target=agent_pb2.Target(
+                namespace=call.namespace,
+                pod_name=call.pod_name,
+                container=call.container,
+                container_id=call.container_id or "",
+            ),
+            shadow_pods=[
+                agent_pb2.ShadowPod(
+                    name=call.shadow_name, uid=call.shadow_uid, resources=dict(call.resources)
+                )
+            ],
+            epoch=self._epoch,
+            revision=next(self._revisions),
+        )
+        node, timeout_s = call.place.node, self._deadlines.apply_s
+        state = await self._ask(
+            node, lambda stub: stub.Apply(request, timeout=timeout_s, wait_for_ready=True)
+        )
+        return _mount_grants(state, node=node)
+
+    async def remove(self, call: RemoveCall) -> MountGrants:
+        """Return the state after the release.
+
+        REMOVED, or BUSY with the holders. Raises AgentError.
+        """
+        request = agent_pb2.RemoveRequest(
+            key=_key(call.mount_uid, call.place),
+            shadow_uids=call.shadow_uids,
+            policy=_POLICIES[call.policy],
+            epoch=self._epoch,
+            revision=next(self._revisions),
+        )
+        node, timeout_s = call.place.node, self._deadlines.remove_s
+        state = await self._ask(
+            node, lambda stub: stub.Remove(request, timeout=timeout_s, wait_for_ready=True)
+        )
+        return _mount_grants(state, node=node)
+
+    async def list(self, node: NodeName) -> tuple[MountGrants, ...]:
+        """Return every mount that the node's agent knows. Raises AgentError."""
+        request, timeout_s = agent_pb2.ListRequest(), self._deadlines.list_s
+        answer = await self._ask(
+            node, lambda stub: stub.List(request, timeout=timeout_s, wait_for_ready=True)
+        )
+        return tuple(_mount_grants(state, node=node) for state in answer.mounts)
+
+    async def _ask(
+        self,
+        node: NodeName,
+        call: "Callable[[agent_pb2_grpc.AgentAsyncStub], Awaitable[Answer]]",
+    ) -> Answer:
+        """Connect if need be, and call: a dead node is told within CONNECT_S. Raises AgentError."""
+        peer = self._peers.get(node)
+        if peer is None:
+            raise AgentError(Reason.AGENT_UNAVAILABLE, f"no agent runs on node {node}")
+        try:
+            if peer.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
+                await asyncio.wait_for(peer.channel.channel_ready(), CONNECT_S)
+            return await call(peer.stub)
+        except TimeoutError as error:
+            message = f"the agent of node {node} does not answer at {peer.address}"
+            raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
+        except (asyncio.CancelledError, grpc.aio.UsageError) as error:
+            if _is_cancelled():
+                raise
+            message = f"the agent of node {node} left {peer.address}"
+            raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
+        except grpc.aio.AioRpcError as error:
+            raise _agent_error(error, node=node) from error
+
+
+def _is_cancelled() -> bool:
+    """Tell our own task's cancellation from that of a call whose channel was closed."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
+def _agent_error(error: grpc.aio.AioRpcError, *, node: NodeName) -> AgentError:
+    """An error with a reason is the agent's; any other the transport's, or the deadline's."""
+    details = error.details() or error.code().name
+    try:
+        return AgentError(Reason(reason_of(error)), details)
+    except ValueError:
+        message = f"the agent of node {node}: {details} ({error.code().name})"
+        return AgentError(Reason.AGENT_UNAVAILABLE, message)
+
+
+def _key(mount_uid: str, place: Place) -> agent_pb2.MountKey:
+    return agent_pb2.MountKey(mount_uid=mount_uid, pod_uid=place.target_uid)
+
+
+def _mount_grants(state: agent_pb2.MountState, *, node: NodeName) -> MountGrants:
+    place = Place(node=node, target_uid=PodUID(state.key.pod_uid))
+    return MountGrants(
+        mount_uid=state.key.mount_uid,
+        phase=_phase(state.phase),
+        grants=tuple(_grant(state, shadow, place) for shadow in state.shadow_pods),
+    )
+
+
+def _phase(phase: int) -> GrantPhase:
+    """A phase that a newer agent may send and that we do not know promises nothing: waiting."""
+    return _PHASES.get(phase, GrantPhase.WAITING)
+
+
+def _grant(state: agent_pb2.MountState, shadow: agent_pb2.ShadowState, place: Place) -> Grant:
+    return Grant(
+        shadow_uid=PodUID(shadow.uid),
+        shadow_name=shadow.name,
+        place=place,
+        phase=_phase(shadow.phase),
+        devices=tuple(_device(device) for device in shadow.devices),
+        holders=tuple(_holder(holder) for holder in shadow.holders),
+        holders_total=shadow.holders_total,
+        container_id=ContainerID(state.container_id) if state.container_id else None,
+        granted_wall=state.granted_unix_ns / 1e9 if state.granted_unix_ns else None,
+        timings_ms={step: us / 1000 for step, us in sorted(state.timings_us.items())},
+    )
+
+
+def _device(device: agent_pb2.Device) -> Device:
+    nodes = tuple(
+        DeviceNode(path=n.path, type=n.type, major=n.major, minor=n.minor, access=n.access)
+        for n in device.nodes
+    )
+    return Device(resource=device.resource, id=device.id, nodes=nodes)
+
+
+def _holder(holder: agent_pb2.Holder) -> Holder:
+    return Holder(
+        pid=holder.pid,
+        command=holder.command,
+        pod_uid=holder.pod_uid,
+        container_id=holder.container_id,
+        blocking=holder.blocking,
+    )

@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: Apache-2.0
+"""devicemount.io/v1alpha1: the models that objects are parsed with and that the CRD is generated
+from (`api.crd`).
+
+Every list and string has a bound, every field a description (`kubectl explain`). What a schema
+cannot say is CEL, in `json_schema_extra`. Unknown fields are the API server's to refuse; here they
+are ignored, so that an operator that is older than the CRD still reads its objects.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+
+GROUP: Final = "devicemount.io"
+VERSION: Final = "v1alpha1"
+KIND: Final = "DeviceMount"
+PLURAL: Final = "devicemounts"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+MAX_RESOURCES = 8  # resource names in one mount
+MAX_COUNT = 64  # devices of one resource: more than any node has of what is worth mounting
+MAX_DEVICES = MAX_RESOURCES * MAX_COUNT
+MAX_NODES = 64  # device files of one device
+MAX_HOLDERS = 32  # processes that are named; the message says how many there are
+MAX_SHADOW_PODS = 64
+MAX_CONDITIONS = 16
+MAX_TARGETS = 32
+MAX_MESSAGE = 2048  # characters of a sentence with a scheduler's or a policy's text in it
+MAX_COMMAND = 256
+
+_DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+_DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
+
+# As Kubernetes has it for a qualified name, less the room that quotas take for "requests.".
+_EXTENDED_RESOURCE = (
+    "^[a-z0-9]([-a-z0-9.]{0,240}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+
+ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
+UID = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+Sentence = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
+Milliseconds = Annotated[float, Field(ge=0)]
+
+
+def _rule(rule: str, message: str) -> dict[str, str]:
+    return {"rule": rule, "message": message}
+
+
+def _rules(*rules: dict[str, str]) -> dict[str, Any]:
+    """Return what pydantic is to put into the schema: CEL rules, and their sentences for people."""
+    return {"x-kubernetes-validations": list(rules)}
+
+
+def _list_map(key: str) -> dict[str, Any]:
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+Count = Annotated[
+    int,  # "1" as well: resources may be spelled so
+    Field(ge=1, le=MAX_COUNT),
+    WithJsonSchema(
+        {
+            "x-kubernetes-int-or-string": True,
+            "maxLength": 32,
+            "description": f"How many devices: a whole number from 1 to {MAX_COUNT}.",
+        }
+    ),
+]
+
+
+def _to_kubernetes(name: str) -> str:
+    """Return a field's name as the API spells it: pod_uid -> podUID, node_name -> nodeName."""
+    first, *rest = name.split("_")
+    return first + "".join(w.upper() if w in ("id", "uid") else w.capitalize() for w in rest)
+
+
+class _Model(BaseModel):
+    """Frozen; speaks Kubernetes' spelling outside and ours inside."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        frozen=True, extra="ignore", populate_by_name=True, alias_generator=_to_kubernetes
+    )
+
+
+class Target(_Model):
+    """The container that gets the devices. It must run already; it is not restarted."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _rule(
+                "self == oldSelf",
+                "spec.target cannot be changed: delete this DeviceMount and create another one",
+            )
+        )
+    )
+
+    pod_name: ObjectName = Field(
+        pattern=_DNS_SUBDOMAIN,
+        description="Name of a pod in the same namespace. A pod that is made again under this "
+        "name gets its devices again.",
+    )
+    container: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None,
+        pattern=_DNS_LABEL,
+        description="Name of the container. Default: the one that the pod's annotation "
+        "kubectl.kubernetes.io/default-container names, else the pod's only container.",
+    )
+
+
+class Resources(_Model):
+    """What to mount, in the shape of a container's resources."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _rule(
+                "self == oldSelf",
+                "spec.resources cannot be changed: delete this DeviceMount and create another one",
+            )
+        )
+    )
+
+    limits: dict[str, Count] = Field(
+        min_length=1,
+        max_length=MAX_RESOURCES,
+        description="Extended resources and how many of each, such as nvidia.com/gpu: 1.",
+        json_schema_extra=_rules(
+            _rule(
+                f"self.all(name, name.matches('{_EXTENDED_RESOURCE}') && "
+                "!name.contains('kubernetes.io/') && !name.startsWith('requests.'))",
+                "only extended resources (domain/name, such as nvidia.com/gpu) can be mounted: "
+                "remove cpu, memory and other resources that Kubernetes itself provides",
+            ),
+            _rule(
+                "self.all(name, string(self[name]).matches('^[1-9][0-9]?$') && int(self[name]) <= "
+                f"{MAX_COUNT})",
+                f"a count is a whole number from 1 to {MAX_COUNT}: to mount nothing set "
+                "spec.suspend or delete the DeviceMount; parts of a device cannot be asked for",
+            ),
+        ),
+    )
+
+
+class Unmount(_Model):
+    """How devices are given back."""
+
+    when_busy: Literal["Wait"] = Field(
+        default="Wait",
+        description="What happens when a process still has a device open. Wait: nothing is taken "
+        "away until it has closed it; status names the process.",
+    )
+
+
+class Spec(_Model):
+    """What is wanted."""
+
+    target: Target = Field(description="The container that gets the devices. Cannot be changed.")
+    resources: Resources = Field(description="Which devices, and how many. Cannot be changed.")
+    unmount: Unmount = Field(default_factory=Unmount, description="How devices are given back.")
+    suspend: bool = Field(
+        default=False,
+        description="true gives the devices back and keeps the object; false mounts again.",
+    )
+
+
+class Condition(_Model):
+    """One aspect of the mount, as Kubernetes' conventions have it."""
+
+    type: Word = Field(description="Aspect, such as Ready.")
+    status: Literal["True", "False", "Unknown"] = Field(description="Whether it is so.")
+    reason: Word = Field(description="Why, in one word; docs/reasons.md explains each.")
+    message: Sentence = Field(default="", description="Why, in a sentence, and what to do.")
+    observed_generation: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="metadata.generation that this was said of.",
+    )
+    last_transition_time: datetime | None = Field(
+        default=None,
+        description="When status last changed from one value to another.",
+    )
+
+
+class Node(_Model):
+    """A device file in the target container."""
+
+    path: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
+        description="Path in the container."
+    )
+    type: Literal["c", "b"] = Field(description="c: character device, b: block device.")
+    major: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="Major number.")
+    minor: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="Minor number.")
+    access: Annotated[str, StringConstraints(max_length=3)] = Field(
+        description="r: may be read, w: may be written."
+    )
+
+
+class Device(_Model):
+    """One device that the kubelet gave to this mount."""
+
+    resource: ObjectName = Field(description="Resource name, such as nvidia.com/gpu.")
+    id: ObjectName = Field(description="The device plugin's name for it.")
+    nodes: tuple[Node, ...] = Field(
+        default=(), max_length=MAX_NODES, description="Its files in the container."
+    )
+
+
+class Holder(_Model):
+    """A process that has a device of this mount open."""
+
+    pid: Annotated[int, Field(ge=0)] = Field(
+        description="Process id as the process itself sees it, in its own pid namespace."
+    )
+    command: Annotated[str, StringConstraints(max_length=MAX_COMMAND)] = Field(
+        description="Command line, cut and with control characters escaped."
+    )
+    pod: ObjectName | None = Field(
+        default=None,
+        description="Pod of the process: its name, or its UID where only that is known. Absent: a "
+        "process of the node itself.",
+    )
+    container: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None, description="Container of the process: its name, or its id."
+    )
+    blocking: bool = Field(
+        default=True,
+        description="false: it had access of its own before this mount and keeps it; it is not "
+        "waited for.",
+    )
+
+
+class Timings(_Model):
+    """How long the mount took, each since the operator first saw the object."""
+
+    reserved_ms: Milliseconds | None = Field(
+        default=None, description="Until the kubelet had chosen the devices."
+    )
+    granted_ms: Milliseconds | None = Field(
+        default=None, description="Until they opened in the container."
+    )
+    ready_ms: Milliseconds | None = Field(default=None, description="Until Ready was written.")
+
+
+class TargetStatus(_Model):
+    """What is so in one target pod."""
+
+    pod_uid: UID = Field(
+        description="UID of the pod; another pod of the same name is another entry."
+    )
+    pod_name: ObjectName | None = Field(default=None, description="Name of the pod.")
+    node_name: ObjectName | None = Field(default=None, description="Its node.")
+    container_name: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
+        default=None, description="The container that was chosen."
+    )
+    container_id: Annotated[str, StringConstraints(min_length=1, max_length=128)] | None = Field(
+        default=None,
+        description="The very container in which the devices were verified.",
+    )
+    phase: Word | None = Field(
+        default=None,
+        description="Waiting, Mounted or Releasing: for people; programs read conditions.",
+    )
+    shadow_pods: tuple[ObjectName, ...] = Field(
+        default=(),
+        max_length=MAX_SHADOW_PODS,
+        description="Pods that hold the reservation.",
+    )
+    since: datetime | None = Field(
+        default=None, description="When the devices were granted to this container."
+    )
+    devices: tuple[Device, ...] = Field(
+        default=(), max_length=MAX_DEVICES, description="What is mounted."
+    )
+    holders: tuple[Holder, ...] = Field(
+        default=(),
+        max_length=MAX_HOLDERS,
+        description="Processes that have a device open, named when that delays an unmount.",
+    )
+    timings: Timings | None = Field(default=None, description="How long the mount took.")
+    reason: Word | None = Field(default=None, description="As the reason of condition Ready.")
+    message: Sentence | None = Field(default=None, description="As the message of condition Ready.")
+
+
+class Status(_Model):
+    """What is so."""
+
+    observed_generation: Annotated[int, Field(ge=-1)] = Field(
+        default=-1,
+        description="metadata.generation that this status speaks of; -1: not looked at yet.",
+    )
+    conditions: tuple[Condition, ...] = Field(
+        default=(),
+        max_length=MAX_CONDITIONS,
+        description="Ready; Reconciling (it ends by itself) or Stalled (somebody must act); "
+        "TargetFound, Reserved, Grafted; Suspended.",
+        json_schema_extra=_list_map("type"),
+    )
+    ready: Annotated[str, StringConstraints(max_length=16)] | None = Field(
+        default=None, description="Mounted target pods of all target pods, such as 1/1."
+    )
+    targets: tuple[TargetStatus, ...] = Field(
+        default=(),
+        max_length=MAX_TARGETS,
+        description="One entry for each target pod.",
+        json_schema_extra=_list_map("podUID"),
+    )
+
+
+class ObjectMeta(_Model):
+    """The part of metadata that decisions need. Not part of the CRD's schema."""
+
+    name: str
+    namespace: str
+    uid: str
+    generation: int = 0
+    resource_version: str = Field(default="")
+    finalizers: tuple[str, ...] = ()
+    deletion_timestamp: datetime | None = Field(default=None)
+
+
+class DeviceMount(_Model):
+    """Gives devices to a container that already runs, and takes them back when it is deleted."""
+
+    metadata: ObjectMeta
+    spec: Spec = Field(description="What is wanted.")
+    status: Status = Field(default_factory=Status, description="What is so.")

@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts the parts together and keeps them running while this process leads.
+
+Order is what makes it safe: own LISTs of DeviceMounts, shadow pods and agents first, then what the
+agents say, and only then the first pass, which is also the sweep: every DeviceMount and every UID
+that a shadow pod names is looked at once. The first part that ends, ends all of them.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from devicemount_operator import errors, shell
+from devicemount_operator.act import Actor
+from devicemount_operator.agent_pods import AgentPods
+from devicemount_operator.agents import Agents, Deadlines
+from devicemount_operator.caches import Mounts, Shadows
+from devicemount_operator.cluster import Cluster, agent_pods, shadow_pods
+from devicemount_operator.election import Election, Epoch
+from devicemount_operator.memory import Memories
+from devicemount_operator.observe import Observer
+from devicemount_operator.orphans import Orphans
+from devicemount_operator.polling import Poller
+from devicemount_operator.queue import WorkQueue
+from devicemount_operator.reconciler import Reconciler
+from devicemount_operator.recorder import Recorder
+from devicemount_operator.reflector import Changed, Listed, Reflector, Selection
+from devicemount_operator.settings import Settings
+from devicemount_operator.transport import JsonObject, Transport, sleep_for
+
+log = logging.getLogger(__name__)
+
+FIRST_LIST_S = 3.0  # the first passes wait no longer for what agents say: they can ask again
+CRD_RETRY_S = 2.0
+STALE_WATCH_S = 300.0  # four times what a silent stream is given before it is opened again
+
+
+@dataclass(slots=True)
+class Health:
+    """What the probes are answered with; a controller fills it in."""
+
+    controller: "Controller | None" = None
+
+    def live(self) -> str:
+        """Say what is wrong: a standby is fine."""
+        return "" if self.controller is None else self.controller.stale()
+
+    def ready(self) -> str:
+        """Say what is missing."""
+        if self.controller is None:
+            return "waiting for the Lease"
+        return "" if self.controller.synced else "reading what exists"
+
+
+class Controller:
+    """Everything that runs while this process holds the Lease."""
+
+    def __init__(
+        self,
+        *,
+        transport: Transport,
+        settings: Settings,
+        election: Election,
+        epoch: Epoch,
+        stop: asyncio.Event,
+    ) -> None:
+        self.synced = False
+        self._transport = transport
+        self._settings = settings
+        self._election = election
+        self._cluster = Cluster(
+            transport, timeout_s=settings.request_timeout_s, may_write=election.still_leading
+        )
+        self._mounts = Mounts()
+        self._shadows = Shadows()
+        self._memories = Memories()
+        self._stop = stop
+        self._listed = {name: asyncio.Event() for name in ("shadow pods", "agents")}
+        self._agents = Agents(
+            epoch=epoch,
+            tls_directory=settings.tls_directory,
+            port=settings.agent_port,
+            deadlines=Deadlines(
+                apply_s=settings.apply_timeout_s,
+                remove_s=settings.remove_timeout_s,
+                list_s=settings.list_timeout_s,
+            ),
+        )
+        self._agent_pods = AgentPods(self._agents)
+        self._queue: WorkQueue[str] = WorkQueue(
+            self._reconciler().reconcile, workers=settings.workers
+        )
+        self._poller = Poller(
+            agents=self._agents,
+            memories=self._memories,
+            interval_s=settings.agent_poll_s,
+            wake=self._wake,
+        )
+        self._streams = {
+            "shadow pods": self._reflector(shadow_pods()),
+            "agents": self._reflector(agent_pods(settings.namespace)),
+        }
+
+    def stale(self) -> str:
+        """Say which watch has shown no sign of life for too long."""
+        now = time.monotonic()
+        dead = [
+            name
+            for name, stream in self._streams.items()
+            if now - stream.last_heard > STALE_WATCH_S
+        ]
+        return f"no sign of life from the watch of {', '.join(dead)}" if dead else ""
+
+    async def run(self) -> None:
+        """Work until told to stop (returns) or until something essential ends (raises it)."""
+        work = (
+            self._election.renew(),
+            self._follow_shadows(),
+            self._follow_agents(),
+            self._follow_mounts(),
+            self._poller.run(),
+            self._resync(),
+        )
+        try:
+            async with asyncio.TaskGroup() as parts:
+                tasks = [parts.create_task(part) for part in work]
+                await self._stop.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            await self._queue.close()
+            await self._memories.close()
+            await self._agents.close()
+
+    def _reconciler(self) -> Reconciler:
+        settings, cluster = self._settings, self._cluster
+        actor = Actor(
+            cluster=cluster,
+            agents=self._agents,
+            mounts=self._mounts,
+            shadows=self._shadows,
+            settings=settings,
+            wake=self._wake,
+        )
+        recorder = Recorder(cluster, identity=settings.identity)
+        return Reconciler(
+            cluster=cluster,
+            mounts=self._mounts,
+            shadows=self._shadows,
+            memories=self._memories,
+            observer=Observer(
+                cluster=cluster,
+                agents=self._agents,
+                shadows=self._shadows,
+                hold_image=settings.hold_image,
+            ),
+            actor=actor,
+            orphans=Orphans(
+                cluster=cluster,
+                actor=actor,
+                shadows=self._shadows,
+                recorder=recorder,
+                hold_image=settings.hold_image,
+                found=self._mount_changed,
+            ),
+            recorder=recorder,
+            again=self._again,
+        )
+
+    def _wake(self, mount_uid: str) -> None:
+        self._queue.add(mount_uid)
+
+    def _again(self, mount_uid: str, delay_s: float) -> None:
+        self._queue.add_after(mount_uid, delay_s=delay_s)
+
+    # Start
+
+    async def _sync(self) -> None:
+        """Return when everything that exists is known and has been queued."""
+        await self._list_mounts()
+        for listed in self._listed.values():
+            await listed.wait()
+        nodes = self._agents.nodes()
+        asking = asyncio.gather(*(self._poller.ask(node) for node in nodes))
+        try:
+            await asyncio.wait_for(asking, FIRST_LIST_S)
+        except TimeoutError:
+            log.warning("some agents do not answer; going on without")
+        for uid in (*self._mounts.uids(), *self._shadows.mounts(), *self._memories.uids()):
+            self._wake(uid)
+        self._queue.open()
+        self.synced = True
+        log.info("synced mounts=%d agents=%d", len(self._mounts.uids()), len(nodes))
+
+    async def _list_mounts(self) -> None:
+        """Wait for the first LIST of DeviceMounts: the CRD may come later."""
+        while True:
+            try:
+                self._mounts.replace_all(await self._cluster.list_mounts(), now=time.monotonic())
+            except errors.ApiError as error:
+                log.warning("cannot list DeviceMounts yet: %s", error)
+                await sleep_for(error, otherwise_s=CRD_RETRY_S)
+            else:
+                return
+
+    # What the watches say
+
+    async def _follow_shadows(self) -> None:
+        async for event in self._streams["shadow pods"].events():
+            now = time.monotonic()
+            match event:
+                case Listed():
+                    changed: Iterable[str | None] = self._shadows.replace_all(event, now=now)
+                case Changed(raw, deleted=True):
+                    changed = (self._shadows.gone(raw),)
+                case Changed(raw):
+                    changed = (self._shadows.put(raw, now=now),)
+            for uid in changed:
+                if uid is not None:
+                    self._wake(uid)
+            self._listed["shadow pods"].set()
+
+    async def _follow_agents(self) -> None:
+        async for event in self._streams["agents"].events():
+            await self._agent_pods.take(event)
+            self._listed["agents"].set()
+
+    async def _follow_mounts(self) -> None:
+        """Read what exists, then have kopf watch. It takes our signals, so its end is ours."""
+        await self._sync()
+        await shell.watch(
+            self._transport.access,
+            changed=self._mount_changed,
+            deleted=self._mount_deleted,
+            stop=self._stop,
+        )
+        self._stop.set()
+
+    def _mount_changed(self, raw: JsonObject) -> None:
+        if self._mounts.put(raw, now=time.monotonic()):
+            self._wake(raw["metadata"]["uid"])
+
+    def _mount_deleted(self, raw: JsonObject) -> None:
+        """Look once more: without our finalizer it may have left a shadow pod behind."""
+        uid = raw["metadata"]["uid"]
+        self._mounts.drop(uid)
+        self._wake(uid)
+
+    async def _resync(self) -> None:
+        """List again what a watch that was cut too long may have lost: a deletion above all."""
+        while True:
+            await asyncio.sleep(self._settings.resync_s)
+            try:
+                listed = await self._cluster.list_mounts()
+            except errors.ApiError as error:
+                log.warning("could not list DeviceMounts again: %s", error)
+                continue
+            for uid in self._mounts.replace_all(listed, now=time.monotonic()):
+                self._wake(uid)
+
+    def _reflector(self, selection: Selection) -> Reflector:
+        def failed(error: errors.ApiError) -> None:
+            log.warning("a watch broke path=%s error=%s", selection.path, error)
+
+        return Reflector(
+            self._transport, selection, timeout_s=self._settings.request_timeout_s, failed=failed
+        )

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The decision: the first check that has an opinion wins. The order of the checks is the
+specification.
+
+First what ends (deletion, suspension, a lost reservation), then what the mount depends on (target,
+container, agent), then the way up: reserve, be placed, be guarded, be granted.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Final
+
+from devicemount_operator.decide import grant, outcome, release, reservation, target
+from devicemount_operator.decide.decision import AddFinalizer, Decision, TargetPhase
+from devicemount_operator.decide.observation import FINALIZER, Observation, Refusal, is_unwanted
+from devicemount_operator.decide.text import listing
+from devicemount_operator.reasons import TABLE, Reason
+
+Check = Callable[[Observation], Decision | None]
+
+CHECKS: Final[tuple[Check, ...]] = (
+    release.deletion,
+    release.suspension,
+    reservation.ended,
+    reservation.forgotten,
+    reservation.left_over,
+    target.absent,
+    target.finished,
+    target.undecided,
+    target.not_running,
+    target.without_agent,
+    reservation.missing,
+    reservation.not_placed,
+    reservation.unguarded,
+    grant.refused,
+    grant.granted,
+    grant.asked,
+)
+
+
+def decide(observation: Observation) -> Decision:
+    """Say what is to be done. Pure and total: every Observation has a Decision."""
+    decisions = (check(observation) for check in CHECKS)
+    decision = next((decision for decision in decisions if decision is not None), Decision())
+    if _lacks_finalizer(observation) and AddFinalizer() not in decision.actions:
+        return replace(decision, actions=(AddFinalizer(), *decision.actions))
+    return decision
+
+
+def refused(observation: Observation, refusal: Refusal) -> Decision:
+    """Say what follows when an action was refused: a report and a pause."""
+    busy = refusal.reason is Reason.DEVICE_BUSY
+    if not busy and grant.granted(observation) is not None and not is_unwanted(observation.mount):
+        return _undisturbed(observation, refusal)
+    decision = outcome.fails(
+        observation,
+        reason=refusal.reason,
+        fact=_held_by(refusal) if busy else refusal.message,
+        target=outcome.reserved_target(
+            observation,
+            phase=TargetPhase.RELEASING if busy else TargetPhase.WAITING,
+            holders=refusal.holders,
+        ),
+    )
+    return decision.remembering(release.unproved(observation))
+
+
+def _undisturbed(observation: Observation, refusal: Refusal) -> Decision:
+    """Say only when to look again: the devices open, whatever else did not succeed."""
+    pause_s = TABLE[refusal.reason].pace.first_s
+    return Decision(requeue_after_s=pause_s, setback=observation.setback)
+
+
+def _lacks_finalizer(observation: Observation) -> bool:
+    """Say whether a shadow pod stands for a live mount that could vanish without us."""
+    meta = observation.mount.metadata
+    alive = meta.deletion_timestamp is None
+    return alive and FINALIZER not in meta.finalizers and bool(observation.ours)
+
+
+def _held_by(refusal: Refusal) -> str:
+    blocking = [holder for holder in refusal.holders if holder.blocking]
+    unnamed = refusal.holders_total - len(refusal.holders)
+    count = len(blocking) + max(0, unnamed)
+    if not blocking:
+        return "a device is still open"
+    noun = "process has" if count == 1 else "processes have"
+    named = listing([f"{holder.pid} {holder.command}" for holder in blocking], total=count)
+    return f"{count} {noun} a device open: {named}"

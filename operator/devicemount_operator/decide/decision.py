@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a pass is to do, as data: `act` carries the actions out in order and stops at the first
+error.
+
+Every action may run twice from any crash point. An error of an action is reported by
+`chain.refused`.
+"""
+
+from dataclasses import dataclass, replace
+from enum import Enum
+
+from devicemount_operator.decide.observation import (
+    ContainerID,
+    Device,
+    Holder,
+    NodeName,
+    Place,
+    PodUID,
+    Setback,
+)
+from devicemount_operator.reasons import Reason
+
+
+@dataclass(frozen=True, slots=True)
+class CreateShadowPod:
+    """POST the shadow pod of this ordinal, or of the next one whose name no other pod has."""
+
+    ordinal: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartApply:
+    """Start the agent's part as a task with a deadline; its end queues the key."""
+
+    place: Place
+    container: str
+    container_id: ContainerID | None  # a hint
+    shadow_uid: PodUID | None  # None: the pod that CreateShadowPod of the same decision made
+
+
+class RemovePolicy(Enum):
+    """How a release treats a process that holds the device."""
+
+    WAIT = "Wait"
+    LOST = "Lost"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Remove:
+    """Have the agent take these shadow pods' devices from the target, until it says REMOVED."""
+
+    place: Place
+    policy: RemovePolicy
+    shadow_uids: tuple[PodUID, ...]  # empty: all of the mount in that place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeleteShadowPod:
+    """Delete with grace 0 and a UID precondition; only ever after a Remove of it."""
+
+    name: str
+    uid: PodUID
+
+
+@dataclass(frozen=True, slots=True)
+class AddFinalizer:
+    """PUT our finalizer on the DeviceMount."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropFinalizer:
+    """Take our finalizer off; the DeviceMount may be gone after it."""
+
+
+Action = CreateShadowPod | StartApply | Remove | DeleteShadowPod | AddFinalizer | DropFinalizer
+
+
+class EventType(Enum):
+    """The two types that Kubernetes has."""
+
+    NORMAL = "Normal"
+    WARNING = "Warning"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """An Event for the DeviceMount's owner."""
+
+    type: EventType
+    reason: str
+    message: str
+
+
+class TargetPhase(Enum):
+    """status.targets[].phase: derived, for people."""
+
+    WAITING = "Waiting"
+    MOUNTED = "Mounted"
+    RELEASING = "Releasing"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetReport:
+    """One entry of status.targets as it will be true once the actions are done."""
+
+    pod_uid: PodUID
+    node: NodeName | None  # None: not scheduled
+    container: str | None  # None: not chosen
+    container_id: ContainerID | None
+    phase: TargetPhase
+    shadow_pods: tuple[str, ...]
+    devices: tuple[Device, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    granted_wall: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What status is to say; `report.render` makes the document, if it differs at all."""
+
+    reason: Reason
+    message: str
+    target: TargetReport | None
+    unproved: tuple[TargetReport, ...] = ()  # places of which status must keep the memory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """The outcome of one pass."""
+
+    actions: tuple[Action, ...] = ()
+    report: Report | None = None  # written after the actions; None: status stays as it is
+    events: tuple[Event, ...] = ()  # after the actions, besides those of the report
+    requeue_after_s: float | None = (
+        None  # look again in that time without being told; None: only when told
+    )
+    setback: Setback | None = None  # to hand to the next observation of this mount, always
+
+    def remembering(self, unproved: tuple[TargetReport, ...]) -> "Decision":
+        """Return the same with a report that keeps these places in status."""
+        if self.report is None:
+            return self
+        return replace(self, report=replace(self.report, unproved=unproved))

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What one pass knows, frozen: the mount, its target, its shadow pods, what agents said, what
+earlier passes left.
+
+`observe` gathers it, `decide` reads nothing else. Two clocks: `now` is monotonic and is what waits
+are measured by, `wall` is unix time and only ends up in status. Pods are parsed from JSON in
+`pods`, never here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final, NewType
+
+from devicemount_operator.api.v1alpha1 import DeviceMount, Target
+from devicemount_operator.reasons import Reason
+
+PodUID = NewType("PodUID", str)
+NodeName = NewType("NodeName", str)
+ContainerID = NewType("ContainerID", str)  # as CRI gives it, without "containerd://"
+
+FINALIZER: Final = "devicemount.io/finalizer"
+
+
+class ContainerState(Enum):
+    """What the target pod's status says of a container."""
+
+    WAITING = "waiting"  # has not started, or will start again
+    RUNNING = "running"
+    FINISHED = "finished"  # ended, and its restart policy says for good
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetContainer:
+    """A regular container of the target pod."""
+
+    name: str
+    state: ContainerState
+    container_id: ContainerID | None  # of the running one
+    detail: str  # why it waits or how it ended, in the kubelet's words; may be empty
+
+
+class PodPhase(Enum):
+    """`status.phase` of a pod."""
+
+    PENDING = "Pending"
+    RUNNING = "Running"
+    SUCCEEDED = "Succeeded"
+    FAILED = "Failed"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Toleration:
+    """A toleration of a pod; an absent field stays absent."""
+
+    key: str | None
+    operator: str | None
+    value: str | None
+    effect: str | None
+    toleration_seconds: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TargetPod:
+    """The pod of the target's name as read in this pass."""
+
+    name: str
+    uid: PodUID
+    node: NodeName | None  # None: not scheduled
+    phase: PodPhase
+    deleting: bool
+    containers: tuple[TargetContainer, ...]
+    default_container: str | None  # annotation kubectl.kubernetes.io/default-container
+    tolerations: tuple[Toleration, ...]
+    priority_class: str | None
+    priority: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TargetAbsent:
+    """The API server said in this pass that no pod of that name exists."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where one mount is or was: agents key it by (DeviceMount, target pod)."""
+
+    node: NodeName
+    target_uid: PodUID
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShadowPod:
+    """A pod with this mount's label. Only ours are used or deleted; the others take names."""
+
+    name: str
+    uid: PodUID
+    place: Place  # its node, or before it is scheduled the one that its affinity names
+    is_ours: bool  # shadow_pod.is_ours
+    phase: PodPhase
+    deleting: bool
+    failure: (
+        str  # of a Failed pod, status.reason: "UnexpectedAdmissionError", "Evicted"; else empty
+    )
+    failure_text: str  # of a Failed pod, status.message
+    scheduled: bool
+    scheduler: str  # spec.schedulerName
+    scheduler_text: str  # message of PodScheduled=False; empty: no scheduler has complained
+    gates: tuple[str, ...]  # names of scheduling gates
+    hold_text: str  # why `hold` does not run, in the kubelet's words; may be empty
+    hold_down_since: (
+        float | None
+    )  # monotonic; scheduled, and `hold` was not seen running since then. None: it runs
+    seen: float  # monotonic: when the operator first knew it (its POST's answer or the watch)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeResources:
+    """Of the target's node, read only where a scheduler complains (`needs_node`)."""
+
+    allocatable: Mapping[
+        str, int
+    ]  # extended resources; one that is not named is unknown to the node
+
+
+class GrantPhase(Enum):
+    """What an agent says of one shadow pod of a mount."""
+
+    WAITING = "Waiting"
+    GRANTED = "Granted"
+    BUSY = "Busy"  # asked to release, a process holds a device; still granted
+    LOST = "Lost"  # revoked since its reservation is gone
+    REMOVED = "Removed"
+    TARGET_ENDED = "TargetEnded"  # was granted to a container that has ended
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceNode:
+    """A device file in the target container."""
+
+    path: str
+    type: str  # "c" or "b"
+    major: int
+    minor: int
+    access: str  # of "r", "w"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """What the kubelet gave under one id."""
+
+    resource: str
+    id: str
+    nodes: tuple[DeviceNode, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holder:
+    """A process that has a device of ours open."""
+
+    pid: int  # in its own pid namespace
+    command: str
+    pod_uid: str  # empty: a process of the host
+    container_id: str
+    blocking: bool  # False: it had access of its own before us and keeps it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The last thing that an agent said of one shadow pod of this mount."""
+
+    shadow_uid: PodUID
+    shadow_name: str
+    place: Place
+    phase: GrantPhase
+    devices: tuple[Device, ...]
+    holders: tuple[Holder, ...]
+    holders_total: int
+    container_id: ContainerID | None
+    granted_wall: float | None  # unix seconds; None: nothing is granted
+    timings_ms: Mapping[str, float]  # agent's step -> milliseconds after it received Apply
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """Why an action or an Apply did not succeed, as a reason of the table."""
+
+    reason: Reason
+    message: str  # what the other side said; report makes the sentence
+    at: float  # monotonic
+    holders: tuple[Holder, ...] = ()
+    holders_total: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentView:
+    """What the operator knows from node agents about this mount."""
+
+    nodes: frozenset[NodeName] = frozenset()  # that have an agent with an address now
+    grants: tuple[
+        Grant, ...
+    ] = ()  # every shadow pod of this mount that an agent speaks of, on any node
+    released: frozenset[PodUID] = frozenset()  # shadow pods for which a Remove was answered REMOVED
+    applying: PodUID | None = None  # shadow pod of the Apply in flight
+    container: str | None = None  # that the last Apply named
+    refusal: Refusal | None = (
+        None  # how the last Apply ended, if not granted; None while one is in flight
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setback:
+    """Attempts that failed in a row. Each pass gets what the last Decision said."""
+
+    reason: Reason
+    message: str
+    count: int
+    at: float  # monotonic: of the last failure
+    until: float  # monotonic: nothing is reserved or applied before
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Milestones:
+    """Monotonic times for status.targets[].timings. None: not in this operator's life."""
+
+    seen: float | None = None  # the DeviceMount's first event
+    applied: float | None = None  # Apply was sent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Observation:
+    """Everything that one decision depends on."""
+
+    mount: DeviceMount
+    target: TargetPod | TargetAbsent | None  # None: not read in this pass (`needs_target`)
+    shadows: tuple[ShadowPod, ...]
+    node: NodeResources | None  # None: not read in this pass (`needs_node`)
+    agent: AgentView
+    setback: Setback | None
+    milestones: Milestones
+    now: float  # monotonic seconds
+    wall: float  # unix seconds
+
+    @property
+    def ours(self) -> tuple[ShadowPod, ...]:
+        """Return the shadow pods that we made, dead or alive."""
+        return tuple(shadow for shadow in self.shadows if shadow.is_ours)
+
+    @property
+    def current(self) -> ShadowPod | None:
+        """Return the shadow pod that stands for the reservation: ours, alive, not given back."""
+        live = (s for s in self.ours if not is_ending(s) and not self.is_released(s))
+        return next(live, None)
+
+    def grant_of(self, shadow: ShadowPod) -> Grant | None:
+        """Return what an agent says of this very shadow pod."""
+        return next((g for g in self.agent.grants if g.shadow_uid == shadow.uid), None)
+
+    def is_released(self, shadow: ShadowPod) -> bool:
+        """Say whether an agent has proved that nothing of this shadow pod can be used any more."""
+        grant = self.grant_of(shadow)
+        removed = grant is not None and grant.phase is GrantPhase.REMOVED
+        return removed or shadow.uid in self.agent.released
+
+    @property
+    def held_back_s(self) -> float:
+        """Return for how long nothing may be reserved or applied yet, after setbacks."""
+        return 0.0 if self.setback is None else max(0.0, self.setback.until - self.now)
+
+
+def is_unwanted(mount: DeviceMount) -> bool:
+    """Say whether the mount is to have no devices: it is being deleted or suspended."""
+    return mount.metadata.deletion_timestamp is not None or mount.spec.suspend
+
+
+def is_ending(shadow: ShadowPod) -> bool:
+    """Say whether the kubelet will take the device from it, or has."""
+    return shadow.deleting or shadow.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+
+
+def is_granted(grant: Grant | None) -> bool:
+    """Say whether the devices open in the target now."""
+    return grant is not None and grant.phase in (GrantPhase.GRANTED, GrantPhase.BUSY)
+
+
+def needs_target(observation: Observation) -> bool:
+    """Say whether this pass can decide only after a GET of the target pod.
+
+    Not while the mount is deleted or suspended, is mounted, waits for an Apply, or is held back
+    after a setback.
+    """
+    if is_unwanted(observation.mount):
+        return False
+    shadow = observation.current
+    if shadow is not None and is_granted(observation.grant_of(shadow)):
+        return known_container(observation, shadow.place.target_uid) is None
+    if shadow is not None and observation.agent.applying == shadow.uid:
+        return False
+    return observation.held_back_s == 0.0
+
+
+def choice(target: Target, pod: TargetPod) -> TargetContainer | None:
+    """Return the container that is meant: the named, the default, the only one; else None."""
+    only = pod.containers[0].name if len(pod.containers) == 1 else None
+    wanted = target.container or pod.default_container or only
+    return next((container for container in pod.containers if container.name == wanted), None)
+
+
+def known_container(observation: Observation, pod_uid: PodUID) -> str | None:
+    """Return the chosen container's name in that pod, from whatever tells it."""
+    target, pod = observation.mount.spec.target, observation.target
+    if target.container is not None:
+        return target.container
+    if isinstance(pod, TargetPod) and pod.uid == pod_uid:
+        container = choice(target, pod)
+        return container.name if container else None
+    if observation.agent.container is not None:
+        return observation.agent.container
+    rows = observation.mount.status.targets
+    return next((row.container_name for row in rows if row.pod_uid == pod_uid), None)
+
+
+def needs_node(observation: Observation) -> bool:
+    """Say whether a scheduler's complaint is to be explained by what the node has."""
+    shadow = observation.current
+    return shadow is not None and bool(shadow.scheduler_text)

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A Report becomes the whole status, and the Events of what changed. Pure; the models bound what is
+written.
+
+Conditions follow kstatus: waiting is Reconciling=True, what somebody must change is Stalled=True,
+and a suspended mount has neither these nor Ready. A transition's time moves only when a condition's
+status does.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from devicemount_operator.api import v1alpha1 as api
+from devicemount_operator.decide.decision import (
+    Event,
+    EventType,
+    Report,
+    TargetPhase,
+    TargetReport,
+)
+from devicemount_operator.decide.observation import (
+    Device,
+    Grant,
+    Holder,
+    Observation,
+)
+from devicemount_operator.decide.text import clip
+from devicemount_operator.reasons import TABLE, Kind, Reason
+
+MAX_EVENT_MESSAGE: Final = 1024  # the API server's own limit
+_MAX_NAME = 253
+_MAX_PATH = 512
+_MAX_CONTAINER_ID = 128
+_UNKNOWN = "unknown"  # where an agent names nothing: the API demands a name
+_SILENT: Final = frozenset({Reason.RESERVING, Reason.GRAFTING})  # progress is no news
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """What is to be written: nothing where status says all of it already."""
+
+    status: Mapping[str, Any] | None  # the whole status for a merge patch, absent fields null
+    events: tuple[Event, ...]
+
+
+def render(observation: Observation, report: Report) -> Rendered:
+    """Return the status that the report makes, if it differs from the one that stands."""
+    before = observation.mount.status
+    after = api.Status(
+        observed_generation=observation.mount.metadata.generation,
+        conditions=_conditions(observation, report),
+        ready=_ready(report),
+        targets=_rows(observation, report),
+    )
+    if after == before:
+        return Rendered(None, ())
+    return Rendered(to_patch(after), _events(before, report))
+
+
+def to_patch(status: api.Status) -> dict[str, Any]:
+    """Return the status as a merge patch replaces it: what is absent is null, or it would stay."""
+    document = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    fields = (field.alias or name for name, field in api.Status.model_fields.items())
+    return {name: document.get(name) or None for name in fields}
+
+
+def _ready(report: Report) -> str | None:
+    kind = TABLE[report.reason].kind
+    if kind is Kind.SUSPENDED:
+        return None
+    return "1/1" if kind is Kind.READY else "0/1"
+
+
+# Conditions
+
+
+def _conditions(observation: Observation, report: Report) -> tuple[api.Condition, ...]:
+    earlier = {condition.type: condition for condition in observation.mount.status.conditions}
+    reason, message = report.reason.value, clip(report.message, api.MAX_MESSAGE)
+    made = [
+        api.Condition(
+            type=kind,
+            status="True" if holds else "False",
+            reason=why or reason,
+            message="" if why else message,
+            observed_generation=observation.mount.metadata.generation,
+        )
+        for kind, holds, why in _facts(report)
+    ]
+    now = datetime.fromtimestamp(int(observation.wall), UTC)
+    return tuple(_timed(condition, earlier.get(condition.type), now) for condition in made)
+
+
+def _facts(report: Report) -> list[tuple[str, bool, str]]:
+    """Return (type, whether it holds, a reason of its own or "" for the report's)."""
+    target = report.target
+    granted = target is not None and target.granted_wall is not None
+    aspects = [
+        ("TargetFound", target is not None, "TargetFound" if target else ""),
+        ("Reserved", granted, "Reserved" if granted else ""),
+        ("Grafted", granted, "Grafted" if granted else ""),
+    ]
+    if target is None and report.reason is not Reason.TARGET_NOT_FOUND:
+        del aspects[0]  # nothing was said about it in this pass
+    match TABLE[report.reason].kind:
+        case Kind.READY:
+            return [("Ready", True, ""), *aspects]
+        case Kind.SUSPENDED:
+            return [("Suspended", True, "")]
+        case Kind.WAITING:
+            return [("Ready", False, ""), ("Reconciling", True, ""), *aspects]
+        case Kind.PERMANENT:
+            return [("Ready", False, ""), ("Stalled", True, ""), *aspects]
+
+
+def _timed(condition: api.Condition, earlier: api.Condition | None, now: datetime) -> api.Condition:
+    stays = earlier is not None and earlier.status == condition.status
+    time = earlier.last_transition_time if earlier is not None and stays else now
+    return condition.model_copy(update={"last_transition_time": time or now})
+
+
+# Targets
+
+
+def _rows(observation: Observation, report: Report) -> tuple[api.TargetStatus, ...]:
+    """Return one row for each pod: what the report is about, then what must not be forgotten."""
+    told = () if report.target is None else (report.target,)
+    by_pod = {target.pod_uid: target for target in reversed((*told, *report.unproved))}
+    rows = [_row(observation, report, target) for target in reversed(by_pod.values())]
+    return tuple(rows[: api.MAX_TARGETS])
+
+
+def _row(observation: Observation, report: Report, target: TargetReport) -> api.TargetStatus:
+    mount = observation.mount
+    since = (
+        None
+        if target.granted_wall is None
+        else datetime.fromtimestamp(int(target.granted_wall), UTC)
+    )
+    return api.TargetStatus(
+        pod_uid=target.pod_uid,
+        pod_name=mount.spec.target.pod_name,
+        node_name=target.node,
+        container_name=target.container,
+        container_id=target.container_id,
+        phase=target.phase.value,
+        shadow_pods=target.shadow_pods,
+        since=since,
+        devices=tuple(_device(device) for device in target.devices[: api.MAX_DEVICES]),
+        holders=tuple(
+            _holder(observation, target, holder) for holder in target.holders[: api.MAX_HOLDERS]
+        ),
+        timings=_timings(observation, target, since),
+        reason=report.reason.value,
+        message=clip(report.message + _cut(target), api.MAX_MESSAGE),
+    )
+
+
+def _device(device: Device) -> api.Device:
+    return api.Device(
+        resource=clip(device.resource, _MAX_NAME) or _UNKNOWN,
+        id=clip(device.id, _MAX_NAME) or _UNKNOWN,
+        nodes=tuple(
+            api.Node(
+                path=clip(node.path, _MAX_PATH) or _UNKNOWN,
+                type="b" if node.type == "b" else "c",
+                major=node.major,
+                minor=node.minor,
+                access=node.access[:3],
+            )
+            for node in device.nodes[: api.MAX_NODES]
+        ),
+    )
+
+
+def _cut(target: TargetReport) -> str:
+    """Name the devices of which not every file is listed."""
+    cut = [device for device in target.devices if len(device.nodes) > api.MAX_NODES]
+    return "".join(f" {device.id} has {len(device.nodes)} files, cut here." for device in cut)
+
+
+def _holder(observation: Observation, target: TargetReport, holder: Holder) -> api.Holder:
+    """Name pod and container where they are ours to know; else by UID and id."""
+    names: dict[str, str] = {target.pod_uid: observation.mount.spec.target.pod_name}
+    names.update({shadow.uid: shadow.name for shadow in observation.ours})
+    in_target = target.container_id is not None and holder.container_id == target.container_id
+    container = target.container if in_target and target.container else holder.container_id
+    pod = names.get(holder.pod_uid, holder.pod_uid)
+    return api.Holder(
+        pid=max(0, holder.pid),
+        command=clip(holder.command, api.MAX_COMMAND),
+        pod=clip(pod, _MAX_NAME) or None,
+        container=clip(container, _MAX_CONTAINER_ID) or None,
+        blocking=holder.blocking,
+    )
+
+
+def _timings(
+    observation: Observation, target: TargetReport, since: datetime | None
+) -> api.Timings | None:
+    """Measure a grant when it is first reported; later reports of the same grant repeat it."""
+    if since is None:
+        return None
+    for row in observation.mount.status.targets:
+        if row.pod_uid == target.pod_uid and row.since == since and row.timings is not None:
+            return row.timings
+    seen, applied = observation.milestones.seen, observation.milestones.applied
+    grant = _grant(observation, target)
+    if seen is None or applied is None or grant is None or target.phase is not TargetPhase.MOUNTED:
+        return None
+    asked_ms = (applied - seen) * 1000
+    return api.Timings(
+        reserved_ms=_step(asked_ms, grant.timings_ms.get("chosen")),
+        granted_ms=_step(asked_ms, grant.timings_ms.get("verified")),
+        ready_ms=_step((observation.now - seen) * 1000, 0.0),
+    )
+
+
+def _grant(observation: Observation, target: TargetReport) -> Grant | None:
+    grants = observation.agent.grants
+    return next((g for g in grants if g.shadow_name in target.shadow_pods and g.devices), None)
+
+
+def _step(start_ms: float, step_ms: float | None) -> float | None:
+    return None if step_ms is None else round(max(0.0, start_ms + step_ms), 1)
+
+
+# Events
+
+
+def _events(before: api.Status, report: Report) -> tuple[Event, ...]:
+    """Return the Event of a new reason; a message that only changes its wording is none."""
+    spoken = {c.reason for c in before.conditions if c.type in ("Ready", "Suspended")}
+    if report.reason in _SILENT or report.reason.value in spoken:
+        return ()
+    good = TABLE[report.reason].kind in (Kind.READY, Kind.SUSPENDED)
+    kind = EventType.NORMAL if good else EventType.WARNING
+    return (Event(kind, report.reason.value, clip(report.message, MAX_EVENT_MESSAGE)),)

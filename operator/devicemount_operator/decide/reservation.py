@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reservation: the one shadow pod that asks scheduler and kubelet for this mount's devices.
+
+Lost, left over, refused, missing, not placed, not running: each is one check. What costs a pod
+backs off.
+"""
+
+from typing import Final
+
+from devicemount_operator import shadow_pod
+from devicemount_operator.decide import outcome, release
+from devicemount_operator.decide.decision import (
+    AddFinalizer,
+    CreateShadowPod,
+    Decision,
+    DeleteShadowPod,
+    Remove,
+    RemovePolicy,
+    StartApply,
+)
+from devicemount_operator.decide.observation import (
+    FINALIZER,
+    Observation,
+    Place,
+    PodUID,
+    ShadowPod,
+    TargetPod,
+    choice,
+    is_ending,
+)
+from devicemount_operator.reasons import Reason
+
+HOLD_DOWN_S: Final = 20.0  # the fence stands only while `hold` runs
+UNSEEN_S: Final = 30.0  # no scheduler has said a word about the pod
+RETRY_S: Final = 10.0  # while a scheduler refuses: is the target still there?
+
+_TOO_FEW = ("UnexpectedAdmissionError", "TopologyAffinityError")  # and OutOf<resource>
+
+
+def ended(observation: Observation) -> Decision | None:
+    """Shadow pods are deleted by others, failed or gone: revoke exactly theirs, then pause."""
+    lost = release.lost(observation)
+    if not lost:
+        return None
+    reason, fact = _loss(observation, {uid for _, uid in lost})
+    return outcome.fails(
+        observation,
+        reason=reason,
+        fact=fact,
+        actions=(
+            *release.give_up(lost),
+            *(
+                DeleteShadowPod(name=shadow.name, uid=shadow.uid)
+                for shadow in observation.ours
+                if release.is_lost(observation, shadow) and not shadow.deleting
+            ),
+        ),
+    )
+
+
+def forgotten(observation: Observation) -> Decision | None:
+    """Status names a shadow pod of which nothing else is known: revoke what may be left of it."""
+    places = release.forgotten(observation)
+    if not places:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.RESERVING,
+        fact="the shadow pod that status names is gone",
+        actions=release.give_up_places(places),
+        requeue_after_s=0.0,
+    )
+
+
+def left_over(observation: Observation) -> Decision | None:
+    """Shadow pods that are given back, or were made for a former target pod, still stand."""
+    done = tuple(
+        DeleteShadowPod(name=shadow.name, uid=shadow.uid)
+        for shadow in observation.ours
+        if observation.is_released(shadow) and not shadow.deleting
+    )
+    pod = observation.target
+    former = (
+        release.give_back_former(observation, target_uid=pod.uid)
+        if isinstance(pod, TargetPod)
+        else ()
+    )
+    actions = tuple(dict.fromkeys((*done, *former)))
+    if not actions:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.RESERVING,
+        fact="a former shadow pod is given back",
+        actions=actions,
+        requeue_after_s=0.0,
+    )
+
+
+def missing(observation: Observation) -> Decision | None:
+    """Nothing is reserved: make a shadow pod, and ask the agent without waiting for it to run."""
+    if observation.current is not None:
+        return None
+    if observation.held_back_s and observation.setback is not None:
+        return outcome.held_back(observation, observation.setback)
+    pod = observation.target
+    container = choice(observation.mount.spec.target, pod) if isinstance(pod, TargetPod) else None
+    if not isinstance(pod, TargetPod) or pod.node is None or container is None:
+        return Decision(requeue_after_s=0.0, setback=observation.setback)  # read the target first
+    ordinal = free_ordinal(observation, pod.uid)
+    if ordinal is None:
+        return outcome.fails(
+            observation,
+            reason=Reason.NOT_ALLOWED,
+            fact=f"the names of {shadow_pod.MAX_ORDINALS} shadow pods are taken",
+        )
+    lacks = FINALIZER not in observation.mount.metadata.finalizers
+    return Decision(
+        actions=(
+            CreateShadowPod(ordinal),
+            StartApply(
+                place=Place(node=pod.node, target_uid=pod.uid),
+                container=container.name,
+                container_id=container.container_id,
+                shadow_uid=None,
+            ),
+            *((AddFinalizer(),) if lacks else ()),
+        ),
+        requeue_after_s=outcome.PATIENCE_S,
+        setback=observation.setback,
+    )
+
+
+def not_placed(observation: Observation) -> Decision | None:
+    """A scheduler refuses the shadow pod, is kept from it by a gate, or has not looked at it."""
+    shadow = observation.current
+    if shadow is None or shadow.scheduled:
+        return None
+    found = _refusal_to_place(observation, shadow)
+    if found is None:
+        return None
+    reason, fact = found
+    return outcome.waits(
+        observation,
+        reason=reason,
+        fact=fact,
+        requeue_after_s=RETRY_S,
+        target=outcome.reserved_target(observation),
+    )
+
+
+def unguarded(observation: Observation) -> Decision | None:
+    """`hold` has not run for too long: without the fence nothing may be granted."""
+    shadow = observation.current
+    if shadow is None or shadow.hold_down_since is None:
+        return None
+    if observation.now - shadow.hold_down_since < HOLD_DOWN_S:
+        return None
+    why = f": {shadow.hold_text}" if shadow.hold_text else ""
+    return outcome.fails(
+        observation,
+        reason=Reason.SHADOW_NOT_RUNNING,
+        fact=f"shadow pod {shadow.name} has not run for {HOLD_DOWN_S:.0f} s{why}",
+        actions=discard(shadow),
+    )
+
+
+def discard(shadow: ShadowPod) -> tuple[Remove, DeleteShadowPod]:
+    """Return what ends a worthless reservation: revoke what was granted, delete the pod."""
+    return (
+        Remove(place=shadow.place, policy=RemovePolicy.LOST, shadow_uids=(shadow.uid,)),
+        DeleteShadowPod(name=shadow.name, uid=shadow.uid),
+    )
+
+
+def free_ordinal(observation: Observation, target_uid: PodUID) -> int | None:
+    """Return the first ordinal whose name no pod that we know has."""
+    taken = {
+        shadow_pod.ordinal_of(shadow.name)
+        for shadow in observation.shadows
+        if shadow.place.target_uid == target_uid
+    }
+    return next((n for n in range(shadow_pod.MAX_ORDINALS) if n not in taken), None)
+
+
+def _loss(observation: Observation, uids: set[PodUID]) -> tuple[Reason, str]:
+    """Say what happened to the first of them; once granted, it is a loss whatever ended it."""
+    granted = {g.shadow_uid for g in observation.agent.grants if g.devices}
+    shadow = next((s for s in observation.ours if s.uid in uids), None)
+    if shadow is None:
+        return Reason.RESERVATION_LOST, "the shadow pod is gone"
+    if not is_ending(shadow):
+        return Reason.RESERVATION_LOST, f"the device of shadow pod {shadow.name} is another's now"
+    if shadow.deleting:
+        return Reason.RESERVATION_LOST, f"shadow pod {shadow.name} was deleted or evicted"
+    text = ": ".join(part for part in (shadow.failure, shadow.failure_text) if part)
+    fact = f"shadow pod {shadow.name} has ended ({text or shadow.phase.value})"
+    if shadow.uid in granted:
+        return Reason.RESERVATION_LOST, fact
+    too_few = shadow.failure in _TOO_FEW or shadow.failure.startswith("OutOf")
+    return (Reason.INSUFFICIENT if too_few else Reason.SHADOW_NOT_RUNNING), fact
+
+
+def _refusal_to_place(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str] | None:
+    if shadow.gates:
+        gates = ", ".join(shadow.gates)
+        return Reason.UNSCHEDULABLE, f"shadow pod {shadow.name} is held by scheduling gate {gates}"
+    if not shadow.scheduler_text:
+        if observation.now - shadow.seen < UNSEEN_S:
+            return None
+        scheduler = shadow.scheduler
+        fact = f"no scheduler {scheduler} has looked at shadow pod {shadow.name}"
+        return Reason.UNSCHEDULABLE, fact
+    if (shortage := _shortage(observation, shadow)) is not None:
+        return shortage
+    limits = observation.mount.spec.resources.limits
+    short = [name for name in limits if f"Insufficient {name}" in shadow.scheduler_text]
+    if short:
+        wanted = ", ".join(f"{limits[name]} {name}" for name in short)
+        short_of = f"node {shadow.place.node} has too few free: {wanted} asked for"
+        fact = f"{short_of} ({shadow.scheduler_text})"
+        return Reason.INSUFFICIENT, fact
+    return Reason.UNSCHEDULABLE, f"the scheduler says: {shadow.scheduler_text}"
+
+
+def _shortage(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str] | None:
+    """Say what the node can never give, however idle it is."""
+    if observation.node is None:
+        return None
+    has = observation.node.allocatable
+    for name, count in observation.mount.spec.resources.limits.items():
+        if name not in has:
+            return Reason.RESOURCE_UNKNOWN, f"node {shadow.place.node} does not offer {name}"
+        if has[name] < count:
+            fact = f"node {shadow.place.node} has {has[name]} {name} in all: {count} asked for"
+            return Reason.INSUFFICIENT, fact
+    return None
+
+
+def guard_check_in_s(observation: Observation, shadow: ShadowPod) -> float | None:
+    """Return when to look whether `hold` runs, or None while it does."""
+    if shadow.hold_down_since is None:
+        return None
+    return max(0.0, shadow.hold_down_since + HOLD_DOWN_S - observation.now)

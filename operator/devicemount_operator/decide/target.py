@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The target: is the pod there, which of its containers is meant, does it run, can its node graft?
+
+These checks speak only in passes that read the target (`needs_target`); otherwise they have no
+opinion.
+"""
+
+from typing import Final
+
+from devicemount_operator.api.v1alpha1 import Target
+from devicemount_operator.decide import outcome, release
+from devicemount_operator.decide.decision import Decision
+from devicemount_operator.decide.observation import (
+    ContainerState,
+    GrantPhase,
+    Observation,
+    PodPhase,
+    TargetAbsent,
+    TargetContainer,
+    TargetPod,
+    choice,
+)
+from devicemount_operator.reasons import Reason
+
+POLL_S: Final = 2.0  # a target that is waited for is read again after this time
+RARE_POLL_S: Final = 15.0  # a target that must be replaced first: nobody waits for the second
+
+
+def absent(observation: Observation) -> Decision | None:
+    """The target pod does not exist: give back what a former pod of that name had."""
+    if not isinstance(observation.target, TargetAbsent):
+        return None
+    name = observation.mount.spec.target.pod_name
+    return outcome.waits(
+        observation,
+        reason=Reason.TARGET_NOT_FOUND,
+        fact=f"pod {name} does not exist in namespace {observation.mount.metadata.namespace}",
+        actions=release.give_back(observation),
+        requeue_after_s=POLL_S,
+    )
+
+
+def finished(observation: Observation) -> Decision | None:
+    """The target pod, or the chosen container in it, has ended for good: give back."""
+    pod = observation.target
+    if not isinstance(pod, TargetPod) or (fact := _end_of(observation, pod)) is None:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.TARGET_FINISHED,
+        fact=fact,
+        actions=release.give_back(observation),
+        requeue_after_s=POLL_S,
+        target=outcome.bare_target(observation, pod),
+    )
+
+
+def undecided(observation: Observation) -> Decision | None:
+    """No container of the target pod is the one that is meant."""
+    pod = observation.target
+    if not isinstance(pod, TargetPod) or choice(observation.mount.spec.target, pod) is not None:
+        return None
+    reason, problem = _no_choice(observation.mount.spec.target, pod)
+    names = ", ".join(container.name for container in pod.containers)
+    return outcome.waits(
+        observation,
+        reason=reason,
+        fact=f"pod {pod.name} has {problem}; it has: {names}",
+        requeue_after_s=RARE_POLL_S,
+        target=outcome.bare_target(observation, pod),
+    )
+
+
+def not_running(observation: Observation) -> Decision | None:
+    """The target does not run now: wait, and keep what is reserved for it."""
+    pod = observation.target
+    if not isinstance(pod, TargetPod) or (fact := _pause_of(observation, pod)) is None:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.TARGET_NOT_RUNNING,
+        fact=fact,
+        requeue_after_s=POLL_S,
+        target=outcome.reserved_target(observation) or outcome.bare_target(observation, pod),
+    )
+
+
+def without_agent(observation: Observation) -> Decision | None:
+    """No agent has an address on the target's node."""
+    pod = observation.target
+    if not isinstance(pod, TargetPod) or pod.node in observation.agent.nodes:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.AGENT_UNAVAILABLE,
+        fact=f"no node agent is ready on node {pod.node}",
+        requeue_after_s=POLL_S,
+        target=outcome.reserved_target(observation) or outcome.bare_target(observation, pod),
+    )
+
+
+def _no_choice(target: Target, pod: TargetPod) -> tuple[Reason, str]:
+    if target.container is not None:
+        return Reason.CONTAINER_NOT_FOUND, f"no container {target.container}"
+    if pod.default_container is not None:
+        default = pod.default_container
+        return Reason.CONTAINER_NOT_FOUND, f"no container {default}, its default"
+    return Reason.CONTAINER_AMBIGUOUS, "several containers and none is named"
+
+
+def _end_of(observation: Observation, pod: TargetPod) -> str | None:
+    if pod.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED):
+        return f"pod {pod.name} has ended ({pod.phase.value})"
+    container = choice(observation.mount.spec.target, pod)
+    if container is None:
+        return None
+    if container.state is ContainerState.FINISHED:
+        return f"container {container.name} of pod {pod.name} has ended" + _because(container)
+    if pod.deleting and _agent_saw_it_end(observation):
+        return f"container {container.name} of pod {pod.name} has ended, the pod is being deleted"
+    return None
+
+
+def _pause_of(observation: Observation, pod: TargetPod) -> str | None:
+    if pod.deleting:
+        return f"pod {pod.name} is being deleted"
+    if pod.node is None:
+        return f"pod {pod.name} is not scheduled yet"
+    container = choice(observation.mount.spec.target, pod)
+    if container is None or container.state is ContainerState.RUNNING:
+        return None
+    return f"container {container.name} of pod {pod.name} does not run" + _because(container)
+
+
+def _because(container: TargetContainer) -> str:
+    return f" ({container.detail})" if container.detail else ""
+
+
+def _agent_saw_it_end(observation: Observation) -> bool:
+    shadow = observation.current
+    grant = observation.grant_of(shadow) if shadow else None
+    return grant is not None and grant.phase is GrantPhase.TARGET_ENDED

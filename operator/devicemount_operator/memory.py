@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the operator itself knows of one mount and what no object says: agents' words, an Apply in
+flight, setbacks.
+
+All of it can be lost: a restarted operator asks the agents (List), and Apply is idempotent. What an
+agent answered to a request is newer than what a List says that was sent before that answer came.
+"""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from devicemount_operator.decide.observation import (
+    AgentView,
+    Grant,
+    GrantPhase,
+    Milestones,
+    NodeName,
+    Place,
+    PodUID,
+    Refusal,
+    Setback,
+)
+
+
+@dataclass(slots=True)
+class Memory:
+    """Of one DeviceMount UID."""
+
+    setback: Setback | None = None
+    applied: float | None = None  # monotonic: the first Apply was sent
+    container: str | None = None  # that the last Apply named
+    released: set[PodUID] = field(default_factory=set)
+    applying: PodUID | None = None
+    apply_task: "asyncio.Task[None] | None" = None
+    refusal: Refusal | None = None
+    _grants: dict[PodUID, Grant] = field(default_factory=dict)
+    _answered: dict[PodUID, float] = field(default_factory=dict)  # monotonic, by shadow pod
+
+    def agent_view(self, nodes: frozenset[NodeName]) -> AgentView:
+        return AgentView(
+            nodes=nodes,
+            grants=tuple(self._grants.values()),
+            released=frozenset(self.released),
+            applying=self.applying,
+            container=self.container,
+            refusal=self.refusal,
+        )
+
+    def milestones(self, *, seen: float) -> Milestones:
+        return Milestones(seen=seen, applied=self.applied)
+
+    def places(self) -> frozenset[Place]:
+        """Return where agents have something of this mount."""
+        return frozenset(
+            grant.place for grant in self._grants.values() if grant.phase is not GrantPhase.REMOVED
+        )
+
+    def nodes(self) -> frozenset[NodeName]:
+        """Return the nodes whose agents have something of this mount."""
+        return frozenset(place.node for place in self.places())
+
+    def answered(self, grants: Iterable[Grant], *, now: float) -> None:
+        """Take in what an agent answered to a request of ours."""
+        for grant in grants:
+            self._grants[grant.shadow_uid] = grant
+            self._answered[grant.shadow_uid] = now
+
+    def listed(self, node: NodeName, grants: Iterable[Grant], *, asked: float) -> bool:
+        """Take in all that a node's List says of this mount; tell whether it is news."""
+        before = {uid: g for uid, g in self._grants.items() if g.place.node == node}
+        said = {
+            grant.shadow_uid: grant
+            for grant in grants
+            if grant.phase is not GrantPhase.REMOVED or grant.shadow_uid in before
+        }
+        news = {
+            uid
+            for uid in before.keys() | said.keys()
+            if self._answered.get(uid, 0.0) < asked and before.get(uid) != said.get(uid)
+        }
+        for uid in news:
+            if uid in said:
+                self._grants[uid] = said[uid]
+            else:  # what was released stays so: lists do not name it, and its pod may still end
+                self._grants.pop(uid, None)
+                self._answered.pop(uid, None)
+        return bool(news)
+
+    def doubt(self, node: NodeName) -> bool:
+        """Take nothing on that node for granted any more; tell whether something was.
+
+        Its agent has been silent too long: who knows what has become of the container since.
+        """
+        doubted = {
+            uid: replace(grant, phase=GrantPhase.WAITING)
+            for uid, grant in self._grants.items()
+            if grant.place.node == node and grant.phase is GrantPhase.GRANTED
+        }
+        self._grants.update(doubted)
+        return bool(doubted)
+
+    def prune(self, shadows: Iterable[PodUID]) -> None:
+        """Forget what was given back by shadow pods that do not exist any more."""
+        known = set(shadows)
+        for uid in (self._given_back() | self.released) - known:
+            self._forget(uid)
+
+    def is_empty(self) -> bool:
+        """Tell whether nothing of the mount is left at any agent."""
+        return self.apply_task is None and self._grants.keys() <= self._given_back()
+
+    def shadows_in(self, place: Place) -> frozenset[PodUID]:
+        """Return the shadow pods of which an agent spoke in that place."""
+        return frozenset(uid for uid, g in self._grants.items() if g.place == place)
+
+    def end_apply(self) -> None:
+        """Give up an Apply in flight whose shadow pod was given back.
+
+        Its answer means nothing now.
+        """
+        if self.apply_task is not None:
+            self.apply_task.cancel()
+        self.apply_task = self.applying = self.refusal = None
+
+    def _given_back(self) -> set[PodUID]:
+        return {uid for uid, g in self._grants.items() if g.phase is GrantPhase.REMOVED}
+
+    def _forget(self, shadow_uid: PodUID) -> None:
+        self._grants.pop(shadow_uid, None)
+        self._answered.pop(shadow_uid, None)
+        self.released.discard(shadow_uid)
+
+
+class Memories:
+    """By the DeviceMount's UID."""
+
+    def __init__(self) -> None:
+        self._of: dict[str, Memory] = {}
+
+    def of(self, mount_uid: str) -> Memory:
+        return self._of.setdefault(mount_uid, Memory())
+
+    def listed(
+        self, mount_uid: str, node: NodeName, grants: Sequence[Grant], *, asked: float
+    ) -> bool:
+        """Take in what a node's List says of a mount, except that one long gone is gone."""
+        removed = all(grant.phase is GrantPhase.REMOVED for grant in grants)
+        if removed and mount_uid not in self._of:
+            return False
+        return self.of(mount_uid).listed(node, grants, asked=asked)
+
+    def doubt(self, node: NodeName) -> tuple[str, ...]:
+        """Take nothing on that node for granted any more; return the mounts that this concerns."""
+        return tuple(uid for uid, memory in self._of.items() if memory.doubt(node))
+
+    def uids(self) -> tuple[str, ...]:
+        return tuple(self._of)
+
+    async def close(self) -> None:
+        """Give up every Apply in flight."""
+        tasks = [m.apply_task for m in self._of.values() if m.apply_task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def forget(self, mount_uid: str) -> None:
+        self._of.pop(mount_uid, None)
+
+    def nodes(self) -> frozenset[NodeName]:
+        """Return the nodes whose agents have something of any mount."""
+        return frozenset(node for memory in self._of.values() for node in memory.nodes())
+
+    def on(self, node: NodeName) -> frozenset[str]:
+        """Return the mounts of which that node's agent has something."""
+        return frozenset(uid for uid, memory in self._of.items() if node in memory.nodes())

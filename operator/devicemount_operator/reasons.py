@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one table of reasons: what each means, whether it ends by itself, what to do, how often to
+try again.
+
+A reason is the `reason` of condition Ready, the class name of the error behind it and the label of
+metrics. A message is what is so in this case (made by the check that found it) and then the advice
+of this table. `python -m devicemount_operator.reasons > docs/reasons.md` makes the page.
+"""
+
+import sys
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+
+class Reason(Enum):
+    """Why a mount is as it is."""
+
+    MOUNTED = "Mounted"
+    SUSPENDED = "Suspended"
+    RESERVING = "Reserving"
+    GRAFTING = "Grafting"
+    TARGET_NOT_FOUND = "TargetNotFound"
+    TARGET_NOT_RUNNING = "TargetNotRunning"
+    TARGET_FINISHED = "TargetFinished"
+    CONTAINER_MISMATCH = "ContainerMismatch"
+    INSUFFICIENT = "Insufficient"
+    RESOURCE_UNKNOWN = "ResourceUnknown"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    AGENT_UNAVAILABLE = "AgentUnavailable"
+    API_UNAVAILABLE = "ApiUnavailable"
+    NAMESPACE_TERMINATING = "NamespaceTerminating"
+    SHADOW_NOT_RUNNING = "ShadowNotRunning"
+    ALLOCATION_UNKNOWN = "AllocationUnknown"
+    DEVICE_BUSY = "DeviceBusy"
+    RESERVATION_LOST = "ReservationLost"
+    STALE_REQUEST = "StaleRequest"
+    STILL_RESERVED = "StillReserved"
+    CONTAINER_NOT_FOUND = "ContainerNotFound"
+    CONTAINER_AMBIGUOUS = "ContainerAmbiguous"
+    NOT_ALLOWED = "NotAllowed"
+    PATH_CONFLICT = "PathConflict"
+    UNSUPPORTED_RUNTIME = "UnsupportedRuntime"
+    FILTER_BLOCKED = "FilterBlocked"
+
+
+class Kind(Enum):
+    """What a reason says about the future; kstatus, Flux and Argo CD are told by conditions."""
+
+    READY = "ready"
+    SUSPENDED = "suspended"
+    WAITING = "waiting"  # ends by itself: Reconciling=True
+    PERMANENT = "permanent"  # until the object, its target or a policy changes: Stalled=True
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How attempts are spread out: the first pause, doubled each time, never above the last."""
+
+    first_s: float
+    last_s: float
+
+    def pause_s(self, failures: int) -> float:
+        """Return the pause after so many failures in a row (1 or more)."""
+        return float(min(self.last_s, self.first_s * 2 ** min(failures - 1, 16)))
+
+
+QUICK: Final = Pace(0.5, 5.0)  # costs one call to an agent
+RESERVATION: Final = Pace(2.0, 50.0)  # costs a pod: ten in five minutes
+SLOW: Final = Pace(10.0, 300.0)  # costs a pod, and nothing is likely to have changed
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line of the table."""
+
+    kind: Kind
+    meaning: str
+    advice: str  # ends the message; empty where there is nothing to say
+    pace: Pace = QUICK
+
+
+def _waiting(meaning: str, advice: str, pace: Pace = QUICK) -> Entry:
+    return Entry(Kind.WAITING, meaning, advice, pace)
+
+
+def _permanent(meaning: str, advice: str, pace: Pace = SLOW) -> Entry:
+    return Entry(Kind.PERMANENT, meaning, advice, pace)
+
+
+_ANOTHER = "delete this DeviceMount and create another one"
+
+TABLE: Final[dict[Reason, Entry]] = {
+    Reason.MOUNTED: Entry(Kind.READY, "The devices open in the target container.", ""),
+    Reason.SUSPENDED: Entry(
+        Kind.SUSPENDED,
+        "spec.suspend is true: the devices are given back, the object stays.",
+        "Set spec.suspend to false to mount again.",
+    ),
+    Reason.RESERVING: _waiting(
+        "The shadow pod waits for scheduler and kubelet.", "It goes on by itself."
+    ),
+    Reason.GRAFTING: _waiting(
+        "The devices are reserved and are being put into the container.", "It goes on by itself."
+    ),
+    Reason.TARGET_NOT_FOUND: _waiting(
+        "The target pod does not exist.",
+        "It mounts as soon as a pod of that name runs; if the name is wrong, " + _ANOTHER + ".",
+    ),
+    Reason.TARGET_NOT_RUNNING: _waiting(
+        "The target pod or its container does not run.", "It mounts as soon as the container runs."
+    ),
+    Reason.TARGET_FINISHED: _waiting(
+        "The target container has ended for good; its devices are given back.",
+        "It mounts again when a new pod of that name runs; else delete this DeviceMount.",
+    ),
+    Reason.CONTAINER_MISMATCH: _waiting(
+        "Container runtime, kernel and API disagree about the target container.",
+        "It is tried again; most likely the container was just replaced.",
+    ),
+    Reason.INSUFFICIENT: _waiting(
+        "The target's node has too few free devices.",
+        "It mounts as soon as the node has enough free ones.",
+        RESERVATION,
+    ),
+    Reason.RESOURCE_UNKNOWN: _waiting(
+        "The target's node does not offer the resource at all.",
+        "It mounts when a device plugin on that node registers it; if the name is wrong, "
+        + _ANOTHER
+        + ".",
+        RESERVATION,
+    ),
+    Reason.UNSCHEDULABLE: _waiting(
+        "The shadow pod cannot be placed on the target's node, or no scheduler has looked at it.",
+        "It mounts as soon as the pod can be placed.",
+        RESERVATION,
+    ),
+    Reason.QUOTA_EXCEEDED: _waiting(
+        "A ResourceQuota of the namespace refuses the shadow pod.",
+        "It mounts when the quota has room: delete what counts against it, or have it raised.",
+        RESERVATION,
+    ),
+    Reason.AGENT_UNAVAILABLE: _waiting(
+        "The node agent on the target's node does not answer, or there is none.",
+        "It goes on when the agent answers: see the pods of DaemonSet devicemount-agent.",
+    ),
+    Reason.API_UNAVAILABLE: _waiting(
+        "The API server, or a webhook behind it, failed.", "It is tried again.", RESERVATION
+    ),
+    Reason.NAMESPACE_TERMINATING: _waiting(
+        "The namespace is being deleted; nothing can be created in it.",
+        "It ends with the namespace.",
+        RESERVATION,
+    ),
+    Reason.SHADOW_NOT_RUNNING: _waiting(
+        "The shadow pod's process does not run, so nothing would guard the device.",
+        "It is tried again: see the shadow pod's events.",
+        RESERVATION,
+    ),
+    Reason.ALLOCATION_UNKNOWN: _waiting(
+        "The device plugin's answer to the kubelet names no device file that is understood.",
+        "It is tried again.",
+        RESERVATION,
+    ),
+    Reason.DEVICE_BUSY: _waiting(
+        "A process has a device open; nothing is taken away.",
+        "It is given back when they have closed it: end them to have it sooner.",
+    ),
+    Reason.RESERVATION_LOST: _waiting(
+        "The shadow pod was deleted, evicted or failed, so the device was taken away.",
+        "A new reservation is made.",
+        RESERVATION,
+    ),
+    Reason.STALE_REQUEST: _waiting(
+        "The agent has seen a newer request, from another operator.", "It is tried again."
+    ),
+    Reason.STILL_RESERVED: _waiting(
+        "The agent still has a device granted for an earlier shadow pod.", "It is tried again."
+    ),
+    Reason.CONTAINER_NOT_FOUND: _permanent(
+        "The target pod has no container of that name.",
+        "Name one of them in spec.target.container: " + _ANOTHER + ".",
+    ),
+    Reason.CONTAINER_AMBIGUOUS: _permanent(
+        "The target pod has several containers and none is named.",
+        "Name one of them in spec.target.container: "
+        + _ANOTHER
+        + "; or set the pod's annotation kubectl.kubernetes.io/default-container.",
+    ),
+    Reason.NOT_ALLOWED: _permanent(
+        "A policy refuses the shadow pod, or the node agent the request.",
+        "Have the policy changed, or the pod's namespace; it is tried again now and then.",
+        RESERVATION,
+    ),
+    Reason.PATH_CONFLICT: _permanent(
+        "Something else stands in the container where the device's file belongs.",
+        "Remove it from the container, or use another device; it is tried again now and then.",
+    ),
+    Reason.UNSUPPORTED_RUNTIME: _permanent(
+        "The target container runs in a way in which devices cannot be put into it (yet).",
+        "Run it without what the message names.",
+    ),
+    Reason.FILTER_BLOCKED: _permanent(
+        "A device filter above the container's, or one that cannot be extended, denies it.",
+        "Allow the device there, or run the container without that filter.",
+    ),
+}
+
+
+def message(reason: Reason, fact: str) -> str:
+    """Return the whole message: what is so, then what to do."""
+    advice = TABLE[reason].advice
+    sentence = fact.rstrip(". \n")
+    return f"{sentence}. {advice}" if advice else f"{sentence}."
+
+
+_HEAD = """# Reasons
+
+Generated from `operator/devicemount_operator/reasons.py` by `make crds`; a test compares.
+
+The reason of a DeviceMount's condition `Ready`. **Waiting** (`Reconciling=True`) ends by itself;
+**permanent** (`Stalled=True`) lasts until the object, its target or a policy changes. The message
+in status says what is so in the case at hand and ends with the advice below.
+
+| reason | kind | meaning | what to do |
+|---|---|---|---|
+"""
+
+
+def to_markdown() -> str:
+    """Return docs/reasons.md."""
+    rows = (
+        f"| `{r.value}` | {e.kind.value} | {e.meaning} | {e.advice} |" for r, e in TABLE.items()
+    )
+    return _HEAD + "\n".join(rows) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(to_markdown())

@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every knob of the operator. What a manifest sets comes from the environment; the rest are
+reasoned constants."""
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from devicemount_operator.errors import DeviceMountError
+
+
+class MissingSetting(DeviceMountError):
+    """An environment variable without which the operator cannot work is not set."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Set by the environment (see `from_environment`) or left as they are."""
+
+    namespace: str  # where operator, agents and the Lease live
+    identity: str  # holder of the Lease: the pod's name
+    hold_image: str  # the shadow pods' only image; must be pullable without credentials
+    tls_directory: Path  # tls.crt, tls.key, ca.crt of the operator towards agents
+
+    health_port: int = 8080  # plain HTTP: liveness and readiness
+    agent_port: int = 9443
+
+    workers: int = (
+        64  # passes at once; a pass is some requests, so this bounds what the API server gets
+    )
+    target_poll_s: float = 2.0  # a target pod that is waited for is asked for this often
+    agent_poll_s: float = 1.0  # `List` of every node that has mounts
+    resync_s: float = (
+        300.0  # DeviceMounts listed again: what a watch may have lost without saying so
+    )
+
+    request_timeout_s: float = 10.0  # any single request to the API server
+    apply_timeout_s: float = 30.0  # an agent waits for the kubelet's choice no longer
+    remove_timeout_s: float = (
+        15.0  # twice a search of every process of the node, and the end of its holders
+    )
+    list_timeout_s: float = 5.0
+
+    # The Lease, as kube-controller-manager has it: writes stop at the renew deadline, before
+    # another may acquire it.
+    lease_duration_s: float = 15.0
+    lease_renew_deadline_s: float = 10.0
+    lease_retry_s: float = 2.0
+
+
+def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read what manifests set. Raises MissingSetting."""
+    if "DEVICEMOUNT_HOLD_IMAGE" not in environ:
+        raise MissingSetting("DEVICEMOUNT_HOLD_IMAGE: the image of the shadow pods' process")
+    return Settings(
+        namespace=environ.get("POD_NAMESPACE", "devicemount-system"),
+        identity=environ.get("POD_NAME", "") or socket.gethostname(),
+        hold_image=environ["DEVICEMOUNT_HOLD_IMAGE"],
+        tls_directory=Path(environ.get("DEVICEMOUNT_TLS_DIRECTORY", "/etc/devicemount/tls")),
+    )

@@ -1,0 +1,893 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is decided in each situation: actions, exact reason and message, and when to look again."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from devicemount_operator.decide import chain, report
+from devicemount_operator.decide.chain import decide, refused
+from devicemount_operator.decide.decision import (
+    Action,
+    AddFinalizer,
+    CreateShadowPod,
+    Decision,
+    DeleteShadowPod,
+    DropFinalizer,
+    Remove,
+    RemovePolicy,
+    StartApply,
+)
+from devicemount_operator.decide.observation import (
+    ContainerState,
+    GrantPhase,
+    NodeName,
+    Observation,
+    Place,
+    PodPhase,
+    PodUID,
+    Setback,
+    TargetAbsent,
+    needs_node,
+    needs_target,
+)
+from devicemount_operator.reasons import Reason
+from unit.operator import given
+from unit.operator.given import NODE, NOW, PLACE, SHADOW_NAME, SHADOW_UID
+
+OTHER_UID = PodUID("44444444-0000-4000-8000-000000000000")
+FORMER = Place(node=NODE, target_uid=PodUID("55555555-0000-4000-8000-000000000000"))
+
+APPLY_NEW = StartApply(
+    place=PLACE, container="notebook", container_id=given.CONTAINER_ID, shadow_uid=None
+)
+APPLY_AGAIN = replace(APPLY_NEW, shadow_uid=SHADOW_UID)
+REMOVE_ALL = Remove(place=PLACE, policy=RemovePolicy.WAIT, shadow_uids=())
+REMOVE_LOST = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(SHADOW_UID,))
+REMOVE_FORGOTTEN = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=())
+DELETE = DeleteShadowPod(name=SHADOW_NAME, uid=SHADOW_UID)
+
+
+@dataclass(frozen=True)
+class Case:
+    observation: Observation
+    actions: tuple[Action, ...] = ()
+    reason: Reason | None = None
+    message: str | None = None
+    again_s: float | None = None
+    failures: int = 0
+
+
+def case(name: str, observation: Observation, *actions: Action, **expected: Any) -> Any:
+    return pytest.param(Case(observation, actions, **expected), id=name)
+
+
+def failed(reason: Reason = Reason.INSUFFICIENT, **changes: Any) -> Setback:
+    fields = {"message": "too few", "count": 3, "at": NOW - 1, "until": NOW + 4}
+    return Setback(reason=reason, **{**fields, **changes})
+
+
+def row(**changes: Any) -> dict[str, Any]:
+    fields = {"podUID": PLACE.target_uid, "nodeName": NODE, "shadowPods": [SHADOW_NAME]}
+    return {"observedGeneration": 1, "targets": [{**fields, **changes}]}
+
+
+def unread(**changes: Any) -> Observation:
+    return given.observation(**{"target": None, "shadows": (given.shadow(),), **changes})
+
+
+APPLYING = given.agent(applying=SHADOW_UID, container="notebook")
+
+
+WAY_UP = [
+    case(
+        "nothing is reserved: a shadow pod is made and the agent asked at once",
+        given.observation(),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "the finalizer was not set at admission: it comes after what the kubelet waits for",
+        given.observation(mount=given.mount(metadata={"finalizers": []})),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        AddFinalizer(),
+        again_s=2.0,
+    ),
+    case(
+        "the operator died between shadow pod and finalizer",
+        unread(mount=given.mount(metadata={"finalizers": ["x"]}), agent=APPLYING),
+        AddFinalizer(),
+        again_s=1.9,
+    ),
+    case(
+        "a stranger has the first name: the next ordinal",
+        given.observation(shadows=(given.shadow(is_ours=False),)),
+        CreateShadowPod(1),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "a dying shadow pod, released, still has the name",
+        given.observation(
+            shadows=(given.shadow(deleting=True),),
+            agent=given.agent(released=frozenset({SHADOW_UID})),
+        ),
+        CreateShadowPod(1),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "strangers have all names",
+        given.observation(
+            shadows=tuple(
+                given.shadow(name=f"dm-11111111-22222222-{n}", uid=PodUID(str(n)), is_ours=False)
+                for n in range(64)
+            )
+        ),
+        reason=Reason.NOT_ALLOWED,
+        message="the names of 64 shadow pods are taken. Have the policy changed, or the pod's "
+        "namespace; it is tried again now and then.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the agent is at work and it has not taken long: nothing is said",
+        unread(agent=APPLYING),
+        again_s=1.9,
+    ),
+    case(
+        "the agent is at work and it takes long",
+        unread(shadows=(given.shadow(seen=NOW - 2),), agent=APPLYING),
+        reason=Reason.GRAFTING,
+        message=f"shadow pod {SHADOW_NAME} holds the devices. It goes on by itself.",
+    ),
+    case(
+        "no scheduler has spoken yet and it takes long",
+        unread(shadows=(given.shadow(seen=NOW - 2, scheduled=False),), agent=APPLYING),
+        reason=Reason.RESERVING,
+        message=f"shadow pod {SHADOW_NAME} waits for its node. It goes on by itself.",
+        again_s=28.0,
+    ),
+    case(
+        "a restarted operator asks the agent about the shadow pod that stands",
+        given.observation(shadows=(given.shadow(),)),
+        APPLY_AGAIN,
+        again_s=1.9,
+    ),
+    case(
+        "hold does not run yet: looked at again when it must",
+        unread(
+            shadows=(given.shadow(seen=NOW - 5, hold_down_since=NOW - 4.5),),
+            agent=APPLYING,
+            setback=failed(until=NOW - 1),
+        ),
+        again_s=15.5,
+        failures=3,
+    ),
+    case(
+        "the devices open",
+        given.mounted(),
+        reason=Reason.MOUNTED,
+        message="testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+    ),
+    case(
+        "the devices open but hold does not run yet",
+        given.mounted(shadows=(given.shadow(hold_down_since=NOW - 1),)),
+        reason=Reason.MOUNTED,
+        message="testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+        again_s=19.0,
+    ),
+    case(
+        "success after failures clears them",
+        given.mounted(setback=failed(until=NOW - 1)),
+        reason=Reason.MOUNTED,
+        message="testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+        failures=0,
+    ),
+    case(
+        "a release was refused as busy and is not wanted any more: still mounted",
+        given.mounted(
+            agent=given.agent(grants=(given.grant(GrantPhase.BUSY),), container="notebook")
+        ),
+        reason=Reason.MOUNTED,
+        message="testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+    ),
+    case(
+        "the container was restarted: grafted again, and Ready is no longer said",
+        given.observation(
+            mount=given.mount(
+                status={"conditions": [{"type": "Ready", "status": "True", "reason": "Mounted"}]}
+            ),
+            shadows=(given.shadow(seen=NOW - 100),),
+            agent=given.agent(grants=(given.grant(GrantPhase.TARGET_ENDED),)),
+        ),
+        APPLY_AGAIN,
+        reason=Reason.GRAFTING,
+        message=f"shadow pod {SHADOW_NAME} holds the devices. It goes on by itself.",
+    ),
+]
+
+TARGET = [
+    case(
+        "the target does not exist",
+        given.observation(target=TargetAbsent()),
+        reason=Reason.TARGET_NOT_FOUND,
+        message="pod notebook-0 does not exist in namespace team-a. It mounts as soon as a pod of "
+        "that name runs; if the name is wrong, delete this DeviceMount and create another one.",
+        again_s=2.0,
+    ),
+    case(
+        "the target is gone: what it had is given back",
+        given.observation(
+            target=TargetAbsent(),
+            shadows=(given.shadow(),),
+            agent=given.agent(grants=(given.grant(GrantPhase.TARGET_ENDED),)),
+        ),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.TARGET_NOT_FOUND,
+        again_s=2.0,
+    ),
+    case(
+        "another pod of that name: the former one's shadow pod is given back first",
+        given.observation(
+            shadows=(given.shadow(place=FORMER),),
+            agent=given.agent(grants=(given.grant(GrantPhase.TARGET_ENDED, place=FORMER),)),
+        ),
+        Remove(place=FORMER, policy=RemovePolicy.WAIT, shadow_uids=()),
+        DELETE,
+        reason=Reason.RESERVING,
+        message="a former shadow pod is given back. It goes on by itself.",
+        again_s=0.0,
+    ),
+    case(
+        "the target has ended",
+        given.observation(target=given.target(phase=PodPhase.SUCCEEDED), shadows=(given.shadow(),)),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.TARGET_FINISHED,
+        message="pod notebook-0 has ended (Succeeded). It mounts again when a new pod of that "
+        "name runs; else delete this DeviceMount.",
+        again_s=2.0,
+    ),
+    case(
+        "the chosen container has ended for good while its pod lives on",
+        given.observation(
+            target=given.target(
+                containers=(
+                    given.container(state=ContainerState.FINISHED, detail="Completed"),
+                    given.container("proxy"),
+                )
+            ),
+            mount=given.mount(container="notebook"),
+        ),
+        reason=Reason.TARGET_FINISHED,
+        message="container notebook of pod notebook-0 has ended (Completed). It mounts again when "
+        "a new pod of that name runs; else delete this DeviceMount.",
+        again_s=2.0,
+    ),
+    case(
+        "the target is being deleted and its container has ended",
+        given.observation(
+            target=given.target(deleting=True),
+            shadows=(given.shadow(),),
+            agent=given.agent(grants=(given.grant(GrantPhase.TARGET_ENDED),)),
+        ),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.TARGET_FINISHED,
+        again_s=2.0,
+    ),
+    case(
+        "the target is being deleted: nothing is begun",
+        given.observation(target=given.target(deleting=True)),
+        reason=Reason.TARGET_NOT_RUNNING,
+        message="pod notebook-0 is being deleted. It mounts as soon as the container runs.",
+        again_s=2.0,
+    ),
+    case(
+        "the target is not scheduled",
+        given.observation(target=given.target(node=None, phase=PodPhase.PENDING)),
+        reason=Reason.TARGET_NOT_RUNNING,
+        message="pod notebook-0 is not scheduled yet. It mounts as soon as the container runs.",
+        again_s=2.0,
+    ),
+    case(
+        "the container crashes: what is reserved stays",
+        given.observation(
+            target=given.target(
+                containers=(
+                    given.container(state=ContainerState.WAITING, detail="CrashLoopBackOff: 10s"),
+                )
+            ),
+            shadows=(given.shadow(),),
+        ),
+        reason=Reason.TARGET_NOT_RUNNING,
+        message="container notebook of pod notebook-0 does not run (CrashLoopBackOff: 10s). "
+        "It mounts as soon as the container runs.",
+        again_s=2.0,
+    ),
+    case(
+        "several containers and none is named",
+        given.observation(
+            target=given.target(containers=(given.container("a"), given.container("b")))
+        ),
+        reason=Reason.CONTAINER_AMBIGUOUS,
+        message="pod notebook-0 has several containers and none is named; it has: a, b. Name one "
+        "of them in spec.target.container: delete this DeviceMount and create another one; or set "
+        "the pod's annotation kubectl.kubernetes.io/default-container.",
+        again_s=15.0,
+    ),
+    case(
+        "the named container does not exist",
+        given.observation(mount=given.mount(container="x")),
+        reason=Reason.CONTAINER_NOT_FOUND,
+        message="pod notebook-0 has no container x; it has: notebook. Name one of them in "
+        "spec.target.container: delete this DeviceMount and create another one.",
+        again_s=15.0,
+    ),
+    case(
+        "the annotation names a container that does not exist",
+        given.observation(
+            target=given.target(
+                containers=(given.container("a"), given.container("b")), default_container="c"
+            )
+        ),
+        reason=Reason.CONTAINER_NOT_FOUND,
+        message="pod notebook-0 has no container c, its default; it has: a, b. Name one of them "
+        "in spec.target.container: delete this DeviceMount and create another one.",
+        again_s=15.0,
+    ),
+    case(
+        "the pod names its default container",
+        given.observation(
+            target=given.target(
+                containers=(given.container("proxy"), given.container()),
+                default_container="notebook",
+            )
+        ),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "the mount's own choice goes before the pod's default",
+        given.observation(
+            mount=given.mount(container="notebook"),
+            target=given.target(
+                containers=(given.container("proxy"), given.container()), default_container="proxy"
+            ),
+        ),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "no agent on the node: nothing is reserved",
+        given.observation(agent=given.agent(nodes=frozenset({NodeName("node2")}))),
+        reason=Reason.AGENT_UNAVAILABLE,
+        message="no node agent is ready on node node1. It goes on when the agent answers: see the "
+        "pods of DaemonSet devicemount-agent.",
+        again_s=2.0,
+    ),
+]
+
+
+def unplaced(text: str, **changes: Any) -> Observation:
+    node = changes.pop("node", given.node())
+    shadow = given.shadow(scheduled=False, scheduler_text=text, **changes.pop("shadow", {}))
+    return unread(shadows=(shadow,), node=node, agent=APPLYING, **changes)
+
+
+TOO_FEW = "0/2 nodes are available: 1 Insufficient testbed.devicemount.io/vcs, 1 node(s) didn't"
+
+RESERVATION = [
+    case(
+        "too few devices are free",
+        unplaced(TOO_FEW),
+        reason=Reason.INSUFFICIENT,
+        message=f"node node1 has too few free: 1 testbed.devicemount.io/vcs asked for ({TOO_FEW}). "
+        "It mounts as soon as the node has enough free ones.",
+        again_s=10.0,
+    ),
+    case(
+        "more is asked for than the node has at all",
+        unplaced(TOO_FEW, mount=given.mount(limits={given.RESOURCE: 5})),
+        reason=Reason.INSUFFICIENT,
+        message="node node1 has 4 testbed.devicemount.io/vcs in all: 5 asked for. "
+        "It mounts as soon as the node has enough free ones.",
+        again_s=10.0,
+    ),
+    case(
+        "the node does not know the resource",
+        unplaced(TOO_FEW, mount=given.mount(limits={"a.io/b": 1})),
+        reason=Reason.RESOURCE_UNKNOWN,
+        message="node node1 does not offer a.io/b. It mounts when a device plugin on that node "
+        "registers it; if the name is wrong, delete this DeviceMount and create another one.",
+        again_s=10.0,
+    ),
+    case(
+        "the node could not be read: the scheduler's own word is enough",
+        unplaced(TOO_FEW, node=None),
+        reason=Reason.INSUFFICIENT,
+        again_s=10.0,
+    ),
+    case(
+        "the scheduler refuses for another reason",
+        unplaced("0/1 nodes are available: 1 Insufficient cpu."),
+        reason=Reason.UNSCHEDULABLE,
+        message="the scheduler says: 0/1 nodes are available: 1 Insufficient cpu. It mounts as "
+        "soon as the pod can be placed.",
+        again_s=10.0,
+    ),
+    case(
+        "a gate holds the shadow pod",
+        unplaced("Scheduling is blocked", shadow={"gates": ("q/x", "q/y")}),
+        reason=Reason.UNSCHEDULABLE,
+        message=f"shadow pod {SHADOW_NAME} is held by scheduling gate q/x, q/y. It mounts as soon "
+        "as the pod can be placed.",
+        again_s=10.0,
+    ),
+    case(
+        "no scheduler looks at the shadow pod",
+        unplaced("", shadow={"scheduler": "ghost", "seen": NOW - 30}),
+        reason=Reason.UNSCHEDULABLE,
+        message=f"no scheduler ghost has looked at shadow pod {SHADOW_NAME}. It mounts as soon as "
+        "the pod can be placed.",
+        again_s=10.0,
+    ),
+    case(
+        "the kubelet refuses the shadow pod",
+        given.observation(
+            shadows=(
+                given.shadow(
+                    phase=PodPhase.FAILED,
+                    failure="UnexpectedAdmissionError",
+                    failure_text="Allocate failed",
+                ),
+            )
+        ),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.INSUFFICIENT,
+        message=f"shadow pod {SHADOW_NAME} has ended (UnexpectedAdmissionError: Allocate failed). "
+        "It mounts as soon as the node has enough free ones.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "a setback is not over: nothing is reserved, the same is said",
+        given.observation(target=None, setback=failed()),
+        reason=Reason.INSUFFICIENT,
+        message="too few",
+        again_s=4.0,
+        failures=3,
+    ),
+    case(
+        "a setback is over: reserved anew, and its failures still count",
+        given.observation(setback=failed(until=NOW)),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+        failures=3,
+    ),
+    case(
+        "others delete the shadow pod: revoked at once, whoever holds the device",
+        given.mounted(shadows=(given.shadow(deleting=True),)),
+        REMOVE_LOST,
+        reason=Reason.RESERVATION_LOST,
+        message=f"shadow pod {SHADOW_NAME} was deleted or evicted. A new reservation is made.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the shadow pod went by force",
+        given.mounted(shadows=()),
+        REMOVE_LOST,
+        reason=Reason.RESERVATION_LOST,
+        message="the shadow pod is gone. A new reservation is made.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the shadow pod is evicted after the grant",
+        given.mounted(
+            shadows=(
+                given.shadow(
+                    phase=PodPhase.FAILED, failure="Evicted", failure_text="disk pressure"
+                ),
+            )
+        ),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.RESERVATION_LOST,
+        message=f"shadow pod {SHADOW_NAME} has ended (Evicted: disk pressure). A new reservation "
+        "is made.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the agent has seen the device go to another",
+        given.observation(
+            shadows=(given.shadow(),),
+            agent=given.agent(grants=(given.grant(GrantPhase.LOST),)),
+        ),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.RESERVATION_LOST,
+        message=f"the device of shadow pod {SHADOW_NAME} is another's now. A new reservation is "
+        "made.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "an old shadow pod is lost while a new one is mounted: only the old one is revoked",
+        given.mounted(shadows=(given.shadow(), given.shadow(uid=OTHER_UID, deleting=True))),
+        Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(OTHER_UID,)),
+        reason=Reason.RESERVATION_LOST,
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the shadow pod went by force while the operator was down",
+        given.observation(mount=given.mount(status=row())),
+        REMOVE_FORGOTTEN,
+        reason=Reason.RESERVING,
+        message="the shadow pod that status names is gone. It goes on by itself.",
+        again_s=0.0,
+    ),
+    case(
+        "a shadow pod that is given back still stands",
+        given.observation(
+            shadows=(given.shadow(),), agent=given.agent(released=frozenset({SHADOW_UID}))
+        ),
+        DELETE,
+        reason=Reason.RESERVING,
+        again_s=0.0,
+    ),
+    case(
+        "the process of the shadow pod does not run for 20 s: revoked, though mounted",
+        given.mounted(
+            shadows=(given.shadow(hold_down_since=NOW - 20, hold_text="ErrImagePull: no"),)
+        ),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.SHADOW_NOT_RUNNING,
+        message=f"shadow pod {SHADOW_NAME} has not run for 20 s: ErrImagePull: no. It is tried "
+        "again: see the shadow pod's events.",
+        again_s=2.0,
+        failures=1,
+    ),
+]
+
+
+def answered(reason: Reason, **changes: Any) -> Observation:
+    seen_by = given.agent(refusal=given.refusal(reason), container="notebook")
+    return given.observation(**{"shadows": (given.shadow(),), "agent": seen_by, **changes})
+
+
+AGENT = [
+    case(
+        "the agent says that the container does not run: kept, asked again soon",
+        answered(Reason.TARGET_NOT_RUNNING),
+        reason=Reason.TARGET_NOT_RUNNING,
+        message="said the agent. It mounts as soon as the container runs.",
+        again_s=0.5,
+        failures=1,
+    ),
+    case(
+        "the refusal was counted and its pause is not over",
+        answered(Reason.TARGET_NOT_RUNNING, target=None, setback=failed(at=NOW)),
+        reason=Reason.INSUFFICIENT,
+        message="too few",
+        again_s=4.0,
+        failures=3,
+    ),
+    case(
+        "the refusal was counted and its pause is over",
+        answered(Reason.TARGET_NOT_RUNNING, setback=failed(at=NOW, until=NOW)),
+        APPLY_AGAIN,
+        again_s=1.9,
+        failures=3,
+    ),
+    case(
+        "failures of another kind before it count as well",
+        answered(Reason.AGENT_UNAVAILABLE, setback=failed(at=NOW - 9, until=NOW - 5)),
+        reason=Reason.AGENT_UNAVAILABLE,
+        message="said the agent. It goes on when the agent answers: see the pods of DaemonSet "
+        "devicemount-agent.",
+        again_s=4.0,
+        failures=4,
+    ),
+    case(
+        "failures of long ago do not count",
+        answered(Reason.TARGET_NOT_RUNNING, setback=failed(at=NOW - 900, until=NOW - 800)),
+        reason=Reason.TARGET_NOT_RUNNING,
+        again_s=0.5,
+        failures=1,
+    ),
+    case(
+        "the kubelet gave the pod too few: only another pod can get more",
+        answered(Reason.INSUFFICIENT),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.INSUFFICIENT,
+        message="said the agent. It mounts as soon as the node has enough free ones.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "something stands in the device's place: nothing is kept for a mount that cannot be",
+        answered(Reason.PATH_CONFLICT),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.PATH_CONFLICT,
+        message="said the agent. Remove it from the container, or use another device; it is "
+        "tried again now and then.",
+        again_s=10.0,
+        failures=1,
+    ),
+]
+
+GIVING_BACK = [
+    case(
+        "deleted before anything was reserved",
+        given.observation(mount=given.deleted(), target=None),
+        DropFinalizer(),
+    ),
+    case(
+        "deleted: revoke, shadow pod, finalizer",
+        given.mounted(mount=given.deleted()),
+        REMOVE_ALL,
+        DELETE,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted while the agent waits for the kubelet",
+        unread(mount=given.deleted(), agent=APPLYING),
+        REMOVE_ALL,
+        DELETE,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted while somebody else's finalizer keeps it: given back, nothing dropped",
+        given.mounted(mount=given.deleted(metadata={"finalizers": ["x"]})),
+        REMOVE_ALL,
+        DELETE,
+    ),
+    case(
+        "deleted while others delete the shadow pod: lost first, and its own end is left alone",
+        given.mounted(mount=given.deleted(), shadows=(given.shadow(deleting=True),)),
+        REMOVE_LOST,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted after the shadow pod went by force",
+        given.mounted(mount=given.deleted(), shadows=()),
+        REMOVE_LOST,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted, and only status remembers where it was mounted",
+        given.observation(mount=given.deleted(status=row()), target=None),
+        REMOVE_FORGOTTEN,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted, and status says that nothing was reserved",
+        given.observation(mount=given.deleted(status=row(shadowPods=[])), target=None),
+        DropFinalizer(),
+    ),
+    case(
+        "deleted with shadow pods of a former target: each place is asked",
+        given.mounted(
+            mount=given.deleted(),
+            shadows=(given.shadow(), given.shadow(uid=OTHER_UID, name="old", place=FORMER)),
+        ),
+        REMOVE_ALL,
+        replace(REMOVE_ALL, place=FORMER),
+        DELETE,
+        DeleteShadowPod(name="old", uid=OTHER_UID),
+        DropFinalizer(),
+    ),
+    case(
+        "deleted beside a pod that lost a mark of ours and reserves what is granted: no loss",
+        given.observation(
+            mount=given.deleted(),
+            shadows=(given.shadow(is_ours=False),),
+            agent=given.agent(grants=(given.grant(),)),
+        ),
+        REMOVE_ALL,
+        DropFinalizer(),
+    ),
+    case(
+        "deleted beside a pod that is not ours: it is left alone",
+        given.observation(mount=given.deleted(), shadows=(given.shadow(is_ours=False),)),
+        DropFinalizer(),
+    ),
+    case(
+        "deleted again after the release was proved",
+        given.observation(
+            mount=given.deleted(),
+            shadows=(given.shadow(),),
+            agent=given.agent(released=frozenset({SHADOW_UID})),
+        ),
+        DELETE,
+        DropFinalizer(),
+    ),
+    case(
+        "suspended: given back, the finalizer stays",
+        given.mounted(mount=given.mount(suspend=True)),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.SUSPENDED,
+        message="spec.suspend is true, the devices are given back. Set spec.suspend to false to "
+        "mount again.",
+    ),
+    case(
+        "suspended and deleted: deleted",
+        given.mounted(mount=given.deleted(suspend=True)),
+        REMOVE_ALL,
+        DELETE,
+        DropFinalizer(),
+    ),
+]
+
+
+@pytest.mark.parametrize("case", [*GIVING_BACK, *TARGET, *RESERVATION, *WAY_UP, *AGENT])
+def test_decision(case: Case) -> None:
+    decision = decide(case.observation)
+    assert decision.actions == case.actions
+    assert (decision.report.reason if decision.report else None) is case.reason
+    if case.message is not None:
+        assert decision.report is not None
+        assert decision.report.message == case.message
+    assert decision.requeue_after_s == pytest.approx(case.again_s)
+    assert (decision.setback.count if decision.setback else 0) == case.failures
+
+
+# What is told when an action is refused
+
+
+def test_busy_names_the_processes_and_what_to_do() -> None:
+    holders = (given.holder(), given.holder(18), given.holder(19, blocking=False))
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=holders, holders_total=3)
+    decision = refused(given.mounted(mount=given.deleted()), busy)
+    assert decision.actions == ()
+    assert decision.report is not None
+    assert decision.report.message == (
+        "2 processes have a device open: 17 python train.py, 18 python train.py. It is given back "
+        "when they have closed it: end them to have it sooner."
+    )
+    assert decision.report.target is not None
+    assert decision.report.target.holders == holders
+    assert decision.report.target.devices == (given.device(),)
+
+
+def test_busy_says_how_many_hold_it_where_not_all_are_named() -> None:
+    holders = tuple(given.holder(pid, command="w") for pid in range(32))
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=holders, holders_total=100)
+    decision = refused(given.mounted(mount=given.deleted()), busy)
+    assert decision.report is not None
+    assert decision.report.message.startswith(
+        "100 processes have a device open: 0 w, 1 w, 2 w, 3 w and 96 more."
+    )
+
+
+def busy_again(earlier: Decision, *, now: float) -> Decision:
+    observation = given.mounted(mount=given.deleted(), setback=earlier.setback, now=now)
+    return refused(observation, given.refusal(Reason.DEVICE_BUSY, "", at=now))
+
+
+def test_a_busy_device_is_asked_for_ever_more_rarely_but_within_five_seconds() -> None:
+    decision, now, pauses = Decision(), NOW, []
+    for _ in range(6):
+        decision = busy_again(decision, now=now)
+        assert decision.requeue_after_s is not None
+        pauses.append(decision.requeue_after_s)
+        now += decision.requeue_after_s
+    assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+@pytest.mark.parametrize(
+    ("reason", "message"),
+    [
+        (
+            Reason.QUOTA_EXCEEDED,
+            "exceeded quota: devices. It mounts when the quota has room: delete what counts "
+            "against it, or have it raised.",
+        ),
+        (
+            Reason.NOT_ALLOWED,
+            "exceeded quota: devices. Have the policy changed, or the pod's namespace; it is "
+            "tried again now and then.",
+        ),
+    ],
+)
+def test_a_refused_post_is_told_in_its_own_words(reason: Reason, message: str) -> None:
+    decision = refused(given.observation(), given.refusal(reason, "exceeded quota: devices"))
+    assert decision.report is not None
+    assert (decision.report.reason, decision.report.message) == (reason, message)
+    assert decision.requeue_after_s == 2.0
+    assert decide(given.observation(setback=decision.setback, target=None)).actions == ()
+
+
+def test_devices_that_open_are_not_called_unready_since_something_else_failed() -> None:
+    decision = refused(given.mounted(), given.refusal(Reason.API_UNAVAILABLE, "conflict"))
+    assert decision == Decision(requeue_after_s=2.0)
+
+
+def test_what_is_not_revoked_stays_in_status() -> None:
+    gone = given.refusal(Reason.AGENT_UNAVAILABLE, "the agent of node node1 does not answer")
+    for lost in (given.mounted(shadows=()), given.observation(mount=given.mount(status=row()))):
+        said = refused(lost, gone).report
+        assert said is not None
+        (row_,) = said.unproved
+        assert (row_.pod_uid, row_.node, row_.shadow_pods) == (
+            PLACE.target_uid,
+            NODE,
+            (SHADOW_NAME,),
+        )
+        written = report.render(lost, said).status
+        assert written is not None
+        after = given.mount(status=dict(written))
+        assert chain.release.forgotten(given.observation(mount=after)) == (PLACE,)
+
+
+def test_an_agent_that_does_not_answer_a_release_is_named() -> None:
+    gone = given.refusal(Reason.AGENT_UNAVAILABLE, "the agent of node node1 does not answer")
+    decision = refused(given.mounted(mount=given.deleted()), gone)
+    assert decision.report is not None
+    assert decision.report.reason is Reason.AGENT_UNAVAILABLE
+    assert decision.requeue_after_s == 0.5
+
+
+# Events
+
+
+def test_unmounting_names_the_devices_that_were_mounted() -> None:
+    devices = [{"resource": given.RESOURCE, "id": "vcs1"}]
+    observation = given.mounted(mount=given.deleted(status=row(devices=devices)))
+    (event,) = decide(observation).events
+    assert (event.reason, event.message) == (
+        "Unmounted",
+        "took testbed.devicemount.io/vcs vcs1 from pod notebook-0",
+    )
+
+
+def test_what_was_never_mounted_ends_without_an_event() -> None:
+    assert decide(given.observation(mount=given.deleted())).events == ()
+
+
+# What a pass reads
+
+
+@pytest.mark.parametrize(
+    ("observation", "reads"),
+    [
+        pytest.param(given.observation(), True, id="nothing is reserved"),
+        pytest.param(given.observation(mount=given.deleted()), False, id="deleted"),
+        pytest.param(given.observation(mount=given.mount(suspend=True)), False, id="suspended"),
+        pytest.param(given.mounted(), False, id="mounted"),
+        pytest.param(unread(agent=APPLYING), False, id="the agent is at work"),
+        pytest.param(given.observation(setback=failed()), False, id="held back"),
+        pytest.param(given.observation(setback=failed(until=NOW)), True, id="not any more"),
+        pytest.param(answered(Reason.AGENT_UNAVAILABLE), True, id="the agent refused"),
+        pytest.param(
+            unread(agent=given.agent(grants=(given.grant(),))),
+            True,
+            id="mounted by an earlier operator, which container is not known",
+        ),
+    ],
+)
+def test_the_target_is_read_only_where_it_matters(*, observation: Observation, reads: bool) -> None:
+    assert needs_target(observation) is reads
+
+
+def test_the_node_is_read_only_where_a_scheduler_complains() -> None:
+    assert needs_node(unplaced(TOO_FEW))
+    assert not needs_node(unread())
+    assert not needs_node(given.observation())

@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reports become status: whole, bounded, and written only when it says something new."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from devicemount_operator.api import v1alpha1 as api
+from devicemount_operator.decide import chain, outcome, report
+from devicemount_operator.decide.decision import Report
+from devicemount_operator.decide.observation import (
+    GrantPhase,
+    Milestones,
+    Observation,
+    TargetAbsent,
+)
+from devicemount_operator.reasons import TABLE, Kind, Reason
+from unit.operator import given
+from unit.operator.decide.kstatus import Verdict, verdict
+from unit.operator.given import NOW, SHADOW_NAME, WALL
+
+THEN = "2023-11-14T22:13:20Z"  # WALL
+LATER = "2023-11-14T22:14:20Z"
+
+READY = {
+    "observedGeneration": 1,
+    "ready": "1/1",
+    "conditions": [
+        {
+            "type": "Ready",
+            "status": "True",
+            "reason": "Mounted",
+            "message": "testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+            "observedGeneration": 1,
+            "lastTransitionTime": THEN,
+        },
+        *(
+            {
+                "type": kind,
+                "status": "True",
+                "reason": kind,
+                "message": "",
+                "observedGeneration": 1,
+                "lastTransitionTime": THEN,
+            }
+            for kind in ("TargetFound", "Reserved", "Grafted")
+        ),
+    ],
+    "targets": [
+        {
+            "podUID": given.TARGET_UID,
+            "podName": "notebook-0",
+            "nodeName": "node1",
+            "containerName": "notebook",
+            "containerID": "c0ffee",
+            "phase": "Mounted",
+            "shadowPods": [SHADOW_NAME],
+            "since": "2023-11-14T22:13:19Z",
+            "devices": [
+                {
+                    "resource": given.RESOURCE,
+                    "id": "vcs1",
+                    "nodes": [
+                        {"path": "/dev/vcs1", "type": "c", "major": 7, "minor": 1, "access": "rw"}
+                    ],
+                }
+            ],
+            "holders": [],
+            "timings": {"reservedMs": 70.0, "grantedMs": 75.0, "readyMs": 200.0},
+            "reason": "Mounted",
+            "message": "testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+        }
+    ],
+}
+
+
+def rendered(observation: Observation) -> report.Rendered:
+    said = chain.decide(observation).report
+    assert said is not None
+    return report.render(observation, said)
+
+
+def written(observation: Observation) -> dict[str, Any]:
+    status = rendered(observation).status
+    assert status is not None
+    return dict(status)
+
+
+def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+
+
+def test_a_mounted_device_is_written_in_full() -> None:
+    assert written(given.mounted()) == READY
+
+
+def test_what_stands_already_is_not_written_again() -> None:
+    later = given.mounted(
+        mount=given.mount(status=READY), now=NOW + 60, wall=WALL + 60, milestones=Milestones()
+    )
+    assert rendered(later) == report.Rendered(None, ())
+
+
+def test_absent_fields_are_null_so_that_a_merge_patch_takes_them_away() -> None:
+    status = written(given.mounted(mount=given.mount(status=READY, suspend=True)))
+    assert status == {
+        "observedGeneration": 1,
+        "ready": None,
+        "targets": None,
+        "conditions": [
+            {
+                "type": "Suspended",
+                "status": "True",
+                "reason": "Suspended",
+                "message": "spec.suspend is true, the devices are given back. Set spec.suspend to "
+                "false to mount again.",
+                "observedGeneration": 1,
+                "lastTransitionTime": THEN,
+            }
+        ],
+    }
+
+
+def test_a_transition_time_moves_only_when_the_condition_does() -> None:
+    ready = given.mount(status=READY)
+    gone = given.observation(
+        mount=ready, target=TargetAbsent(), shadows=(given.shadow(),), wall=WALL + 60
+    )
+    times = {c["type"]: c["lastTransitionTime"] for c in written(gone)["conditions"]}
+    assert times == dict.fromkeys(
+        ["Ready", "Reconciling", "TargetFound", "Reserved", "Grafted"], LATER
+    )
+    edited = given.mounted(
+        mount=given.mount(status=READY, metadata={"generation": 2}), wall=WALL + 60
+    )
+    status = written(edited)
+    assert status["observedGeneration"] == 2
+    assert {c["lastTransitionTime"] for c in status["conditions"]} == {THEN}
+
+
+def test_a_target_that_is_not_there_leaves_no_row() -> None:
+    ready = given.mount(status=READY)
+    status = written(
+        given.observation(mount=ready, target=TargetAbsent(), shadows=(given.shadow(),))
+    )
+    assert (status["targets"], status["ready"]) == (None, "0/1")
+    assert conditions(status) == {
+        "Ready": ("False", "TargetNotFound"),
+        "Reconciling": ("True", "TargetNotFound"),
+        "TargetFound": ("False", "TargetNotFound"),
+        "Reserved": ("False", "TargetNotFound"),
+        "Grafted": ("False", "TargetNotFound"),
+    }
+
+
+def test_a_device_that_cannot_be_given_back_stays_in_status_with_its_holders() -> None:
+    observation = given.mounted(
+        mount=given.deleted(status=READY), shadows=(given.shadow(), given.shadow(is_ours=False))
+    )
+    holders = (
+        given.holder(17),
+        given.holder(3, pod_uid=given.SHADOW_UID, container_id="feed"),
+        given.holder(4, pod_uid="elsewhere", container_id="beef", blocking=False),
+        given.holder(5, pod_uid="", container_id=""),
+    )
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=holders, holders_total=4)
+    said = chain.refused(observation, busy).report
+    assert said is not None
+    status = report.render(observation, said).status
+    assert status is not None
+    (row,) = status["targets"]
+    assert row["phase"] == "Releasing"
+    assert [device["id"] for device in row["devices"]] == ["vcs1"]
+    assert row["timings"] == READY["targets"][0]["timings"]  # type: ignore[index]
+    assert row["holders"] == [
+        {
+            "pid": 17,
+            "command": "python train.py",
+            "pod": "notebook-0",
+            "container": "notebook",
+            "blocking": True,
+        },
+        {
+            "pid": 3,
+            "command": "python train.py",
+            "pod": SHADOW_NAME,
+            "container": "feed",
+            "blocking": True,
+        },
+        {
+            "pid": 4,
+            "command": "python train.py",
+            "pod": "elsewhere",
+            "container": "beef",
+            "blocking": False,
+        },
+        {"pid": 5, "command": "python train.py", "blocking": True},
+    ]
+    assert conditions(status)["Grafted"] == ("True", "Grafted")
+    assert conditions(status)["Ready"] == ("False", "DeviceBusy")
+
+
+def test_a_restarted_operator_knows_no_timings_and_invents_none() -> None:
+    status = written(given.mounted(milestones=Milestones(seen=NOW)))
+    assert "timings" not in status["targets"][0]
+
+
+# Every reason, judged as tools judge it
+
+EXPECTED = {
+    Kind.READY: Verdict.CURRENT,
+    Kind.SUSPENDED: Verdict.CURRENT,
+    Kind.WAITING: Verdict.IN_PROGRESS,
+    Kind.PERMANENT: Verdict.FAILED,
+}
+
+
+def said(reason: Reason, message: str = "m") -> Report:
+    return Report(reason=reason, message=message, target=None)
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_kstatus_agrees_with_the_table(reason: Reason) -> None:
+    observation = given.observation()
+    status = report.render(observation, said(reason)).status
+    assert (
+        verdict({"metadata": {"generation": 1}, "status": status}) is EXPECTED[TABLE[reason].kind]
+    )
+
+
+def test_kstatus_waits_for_an_object_that_nobody_looked_at() -> None:
+    fresh = {"metadata": {"generation": 1}, "status": {"observedGeneration": -1}}
+    assert verdict(fresh) is Verdict.IN_PROGRESS
+
+
+def test_kstatus_waits_while_an_edit_was_not_looked_at() -> None:
+    assert verdict({"metadata": {"generation": 2}, "status": READY}) is Verdict.IN_PROGRESS
+
+
+# Events
+
+
+def test_becoming_ready_is_told_once() -> None:
+    (event,) = rendered(given.mounted()).events
+    assert (event.type.value, event.reason, event.message) == (
+        "Normal",
+        "Mounted",
+        "testbed.devicemount.io/vcs vcs1 opens in container notebook.",
+    )
+
+
+def test_trouble_is_told_once_though_its_wording_changes() -> None:
+    observation = given.observation()
+    first = report.render(observation, said(Reason.INSUFFICIENT, "1 of 2"))
+    assert [(e.type.value, e.reason) for e in first.events] == [("Warning", "Insufficient")]
+    after = given.observation(mount=given.mount(status=dict(first.status or {})))
+    second = report.render(after, said(Reason.INSUFFICIENT, "1 of 3"))
+    assert second.status is not None
+    assert second.events == ()
+
+
+@pytest.mark.parametrize("reason", [Reason.RESERVING, Reason.GRAFTING])
+def test_progress_is_no_news(reason: Reason) -> None:
+    assert report.render(given.observation(), said(reason)).events == ()
+
+
+# Bounds
+
+
+def monster() -> Observation:
+    nodes = tuple(
+        replace(given.device().nodes[0], path="/dev/" + "x" * 600, access="rwmrwm")
+        for _ in range(api.MAX_NODES + 9)
+    )
+    devices = tuple(
+        given.device("i" * 300, resource="", nodes=nodes if n == 0 else ())
+        for n in range(api.MAX_DEVICES + 1)
+    )
+    return given.mounted(
+        agent=given.agent(grants=(given.grant(devices=devices),), container="notebook")
+    )
+
+
+def test_whatever_an_agent_says_fits_the_schema() -> None:
+    status = written(monster())
+    (row,) = status["targets"]
+    assert len(row["devices"]) == api.MAX_DEVICES
+    assert len(row["devices"][0]["nodes"]) == api.MAX_NODES
+    assert len(row["devices"][0]["nodes"][0]["path"]) == 512
+    assert "has 73 files, cut here." in row["message"]
+    api.Status.model_validate(status)
+
+
+def test_whatever_holds_a_device_fits_the_schema() -> None:
+    holders = tuple(
+        given.holder(-1, command="\x1b[31m\ud800\n" + "é" * 500, container_id="c" * 999)
+        for _ in range(100)
+    )
+    observation = given.mounted()
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=holders, holders_total=4000)
+    said_ = chain.refused(given.mounted(mount=given.deleted()), busy).report
+    assert said_ is not None
+    status = report.render(observation, said_).status
+    assert status is not None
+    held = status["targets"][0]["holders"]
+    assert len(held) == api.MAX_HOLDERS
+    assert len(held[0]["command"]) == api.MAX_COMMAND
+    assert held[0]["command"].startswith("\\x1b[31m\N{REPLACEMENT CHARACTER}\\néé")
+    assert held[0]["command"].endswith("... (511 characters)")
+    assert "4000 processes have a device open" in status["conditions"][0]["message"]
+    str(status).encode()
+
+
+def test_a_long_text_is_cut_and_says_so() -> None:
+    status = report.render(given.observation(), said(Reason.NOT_ALLOWED, "p" * 5000)).status
+    assert status is not None
+    message = status["conditions"][0]["message"]
+    assert len(message) == api.MAX_MESSAGE
+    assert message.endswith("... (5000 characters)")
+    (event,) = report.render(given.observation(), said(Reason.NOT_ALLOWED, "p" * 5000)).events
+    assert len(event.message) == 1024
+
+
+def test_a_grant_that_is_not_open_shows_no_device() -> None:
+    ended = given.observation(
+        shadows=(given.shadow(seen=NOW - 9),),
+        agent=given.agent(grants=(given.grant(GrantPhase.TARGET_ENDED),)),
+    )
+    shown = outcome.reserved_target(ended)
+    assert shown is not None
+    assert (shown.devices, shown.container_id, shown.granted_wall) == ((), None, None)

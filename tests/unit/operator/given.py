@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Observations for tests: one vcs device in pod notebook-0 on node1, and what a case changes."""
+
+from typing import Any
+
+from devicemount_operator.api.v1alpha1 import DeviceMount
+from devicemount_operator.decide.observation import (
+    FINALIZER,
+    AgentView,
+    ContainerID,
+    ContainerState,
+    Device,
+    DeviceNode,
+    Grant,
+    GrantPhase,
+    Holder,
+    Milestones,
+    NodeName,
+    NodeResources,
+    Observation,
+    Place,
+    PodPhase,
+    PodUID,
+    Refusal,
+    ShadowPod,
+    TargetContainer,
+    TargetPod,
+    Toleration,
+)
+from devicemount_operator.reasons import Reason
+
+NOW = 1000.0  # monotonic
+WALL = 1_700_000_000.0
+MOUNT_UID = "11111111-0000-4000-8000-000000000000"
+TARGET_UID = PodUID("22222222-0000-4000-8000-000000000000")
+SHADOW_UID = PodUID("33333333-0000-4000-8000-000000000000")
+NODE = NodeName("node1")
+PLACE = Place(node=NODE, target_uid=TARGET_UID)
+SHADOW_NAME = "dm-11111111-22222222-0"
+NOT_SEEN: dict[str, Any] = {"observedGeneration": -1}
+CONTAINER_ID = ContainerID("c0ffee")
+RESOURCE = "testbed.devicemount.io/vcs"
+
+
+def mount(
+    *,
+    limits: dict[str, int | str] | None = None,
+    container: str | None = None,
+    status: dict[str, Any] | None = None,
+    metadata: dict[str, Any] | None = None,
+    **spec: Any,
+) -> DeviceMount:
+    target = {"podName": "notebook-0"} | ({} if container is None else {"container": container})
+    return DeviceMount.model_validate(
+        {
+            "metadata": {
+                "name": "gpu",
+                "namespace": "team-a",
+                "uid": MOUNT_UID,
+                "generation": 1,
+                "finalizers": [FINALIZER],
+                **(metadata or {}),
+            },
+            "spec": {"target": target, "resources": {"limits": limits or {RESOURCE: 1}}, **spec},
+            "status": {k: v for k, v in (status or NOT_SEEN).items() if v is not None},
+        }
+    )
+
+
+def deleted(**changes: Any) -> DeviceMount:
+    meta = {"deletionTimestamp": "2026-11-26T07:00:00Z", **changes.pop("metadata", {})}
+    return mount(metadata=meta, **changes)
+
+
+def container(name: str = "notebook", **changes: Any) -> TargetContainer:
+    fields = {"state": ContainerState.RUNNING, "container_id": CONTAINER_ID, "detail": ""}
+    return TargetContainer(name=name, **{**fields, **changes})
+
+
+def target(**changes: Any) -> TargetPod:
+    fields: dict[str, Any] = {
+        "name": "notebook-0",
+        "uid": TARGET_UID,
+        "node": NODE,
+        "phase": PodPhase.RUNNING,
+        "deleting": False,
+        "containers": (container(),),
+        "default_container": None,
+        "tolerations": (),
+        "priority_class": None,
+        "priority": 0,
+    }
+    return TargetPod(**{**fields, **changes})
+
+
+def toleration(**changes: Any) -> Toleration:
+    fields = dict.fromkeys(("key", "operator", "value", "effect", "toleration_seconds"))
+    return Toleration(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def shadow(**changes: Any) -> ShadowPod:
+    fields: dict[str, Any] = {
+        "name": SHADOW_NAME,
+        "uid": SHADOW_UID,
+        "place": PLACE,
+        "is_ours": True,
+        "phase": PodPhase.PENDING,
+        "deleting": False,
+        "failure": "",
+        "failure_text": "",
+        "scheduled": True,
+        "scheduler": "default-scheduler",
+        "scheduler_text": "",
+        "gates": (),
+        "hold_text": "",
+        "hold_down_since": None,
+        "seen": NOW - 0.1,
+    }
+    return ShadowPod(**{**fields, **changes})
+
+
+def device(id: str = "vcs1", **changes: Any) -> Device:
+    node = DeviceNode(path=f"/dev/{id}", type="c", major=7, minor=1, access="rw")
+    return Device(**{"resource": RESOURCE, "id": id, "nodes": (node,), **changes})
+
+
+def holder(pid: int = 17, **changes: Any) -> Holder:
+    fields: dict[str, Any] = {
+        "command": "python train.py",
+        "pod_uid": TARGET_UID,
+        "container_id": CONTAINER_ID,
+        "blocking": True,
+    }
+    return Holder(pid=pid, **{**fields, **changes})
+
+
+def grant(phase: GrantPhase = GrantPhase.GRANTED, **changes: Any) -> Grant:
+    fields: dict[str, Any] = {
+        "shadow_uid": SHADOW_UID,
+        "shadow_name": SHADOW_NAME,
+        "place": PLACE,
+        "devices": (device(),),
+        "holders": (),
+        "holders_total": 0,
+        "container_id": CONTAINER_ID,
+        "granted_wall": WALL - 1,
+        "timings_ms": {"chosen": 20.0, "verified": 25.0},
+    }
+    return Grant(phase=phase, **{**fields, **changes})
+
+
+def refusal(reason: Reason, message: str = "said the agent", **changes: Any) -> Refusal:
+    return Refusal(**{"reason": reason, "message": message, "at": NOW - 0.01, **changes})
+
+
+def agent(**changes: Any) -> AgentView:
+    return AgentView(**{"nodes": frozenset({NODE}), **changes})
+
+
+def node(**allocatable: int) -> NodeResources:
+    return NodeResources(allocatable={RESOURCE: 4, **allocatable})
+
+
+def observation(**changes: Any) -> Observation:
+    fields: dict[str, Any] = {
+        "mount": mount(),
+        "target": target(),
+        "shadows": (),
+        "node": None,
+        "agent": agent(),
+        "setback": None,
+        "milestones": Milestones(seen=NOW - 0.2, applied=NOW - 0.15),
+        "now": NOW,
+        "wall": WALL,
+    }
+    return Observation(**{**fields, **changes})
+
+
+def mounted(**changes: Any) -> Observation:
+    """A mount whose device opens; the target was not read."""
+    seen_by = agent(grants=(grant(),), container="notebook")
+    return observation(**{"target": None, "shadows": (shadow(),), "agent": seen_by, **changes})
