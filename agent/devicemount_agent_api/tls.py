@@ -21,7 +21,10 @@ NEVER_MS = 2**31 - 1
 
 
 def _read(directory: Path) -> tuple[bytes, bytes, bytes]:
-    return tuple((directory / name).read_bytes() for name in ("tls.key", "tls.crt", "ca.crt"))  # type: ignore[return-value]
+    key, certificate, authority = (
+        (directory / name).read_bytes() for name in ("tls.key", "tls.crt", "ca.crt")
+    )
+    return key, certificate, authority
 
 
 def server_credentials(directory: Path) -> grpc.ServerCredentials:

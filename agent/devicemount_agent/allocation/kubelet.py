@@ -24,6 +24,7 @@ import grpc.aio
 from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.kernel import inotify
 from devicemount_agent.model import DeviceID, PodUID, ResourceName
+from devicemount_agent.sockets import channel_to
 from devicemount_node_api import podresources_pb2, podresources_pb2_grpc
 
 CHECKPOINT_NAME = "kubelet_internal_checkpoint"
@@ -134,15 +135,7 @@ class PodResources:
     """The kubelet's List, in shared flights."""
 
     def __init__(self, socket: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            f"unix://{socket}",
-            options=[
-                ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        self._channel = channel_to(socket, message_limit_bytes=MESSAGE_LIMIT_BYTES)
         self._stub = podresources_pb2_grpc.PodResourcesListerStub(self._channel)
         self._in_flight = asyncio.Lock()
         self._next: asyncio.Task[Listing] | None = None

@@ -16,6 +16,7 @@ import grpc.aio
 
 from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.model import ContainerID, PodUID
+from devicemount_agent.sockets import channel_to
 from devicemount_node_api import cri_pb2, cri_pb2_grpc
 
 CALL_TIMEOUT_S = 5.0  # a runtime under load needs some 100 ms
@@ -54,15 +55,7 @@ class Runtime:
     """The runtime's socket, over one warm channel that follows a restarted server."""
 
     def __init__(self, socket: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(
-            f"unix://{socket}",
-            options=[
-                ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-                ("grpc.initial_reconnect_backoff_ms", 100),
-                ("grpc.max_reconnect_backoff_ms", 1000),
-                ("grpc.enable_http_proxy", 0),
-            ],
-        )
+        self._channel = channel_to(socket, message_limit_bytes=MESSAGE_LIMIT_BYTES)
         self._stub = cri_pb2_grpc.RuntimeServiceStub(self._channel)
 
     async def close(self) -> None:
