@@ -20,11 +20,10 @@ import yaml
 from devicemount_testbed.api import Api, Object, is_ready, mount_path, pod_path
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.report import say
+from devicemount_testbed.vcs import NUMBERS, OPENABLE, VCS, free_devices
 
 README = Path(__file__).parents[2] / "README.md"
 NAMESPACE = "devicemount-demo"
-RESOURCE = "testbed.devicemount.io/vcs"
-NUMBERS = {"vcs": (7, 0), "vcs1": (7, 1), "vcsu1": (7, 65), "vcsa1": (7, 129)}
 DEADLINE_S = 60.0
 # Opens each of the four at its own path again and again, and says once which one it could open.
 PROBER = (
@@ -80,12 +79,7 @@ class Notebook:
 
     def openable(self) -> set[str]:
         """Return the names of the four devices whose numbers may be opened in the container."""
-        lines = [
-            f"[ -e /tmp/{name} ] || mknod /tmp/{name} c {major} {minor}; "
-            f"if true 2>/dev/null < /tmp/{name}; then echo {name}; fi"
-            for name, (major, minor) in NUMBERS.items()
-        ]
-        return set(self.run("; ".join(lines)).split())
+        return set(self.run(OPENABLE).split())
 
     def identity(self) -> tuple[str, int, str]:
         """Return container id, restart count and the start time of its first process."""
@@ -176,7 +170,7 @@ def readme_mount(pod_name: str) -> Object:
     )
     mount["metadata"]["namespace"] = NAMESPACE
     mount["spec"]["target"] = {"podName": pod_name}
-    mount["spec"]["resources"] = {"limits": {RESOURCE: 1}}
+    mount["spec"]["resources"] = {"limits": {VCS: 1}}
     return mount
 
 
@@ -222,19 +216,6 @@ def _mark_timings(line: TimeLine, mount: Object) -> None:
     timings = mount["status"]["targets"][0]["timings"]
     line.reported["allocated: the kubelet chose the device"] = timings["reservedMs"]
     line.reported["granted, and verified inside the container"] = timings["grantedMs"]
-
-
-def free_devices(api: Api, node: str) -> int:
-    """Return the node's allocatable devices less the requests of its unfinished pods."""
-    allocatable = api.call("GET", f"/api/v1/nodes/{node}")["status"]["allocatable"]
-    pods = api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")["items"]
-    used = sum(
-        int(container["resources"].get("requests", {}).get(RESOURCE, 0))
-        for pod in pods
-        if pod["status"].get("phase") not in ("Succeeded", "Failed")
-        for container in pod["spec"]["containers"]
-    )
-    return int(allocatable.get(RESOURCE, 0)) - used
 
 
 if __name__ == "__main__":

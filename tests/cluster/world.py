@@ -5,7 +5,6 @@ Everything waits for a condition with a deadline; nothing sleeps for a time.
 """
 
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,7 +12,6 @@ from dataclasses import dataclass, field
 from devicemount_testbed.api import (
     Api,
     ApiError,
-    DeadlineExceeded,
     Object,
     condition,
     is_ready,
@@ -21,22 +19,18 @@ from devicemount_testbed.api import (
     pod_path,
 )
 from devicemount_testbed.cluster import Testbed
+from devicemount_testbed.vcs import OPENABLE, VCS, free_devices
+from devicemount_testbed.waiting import wait_until
 
 SYSTEM = "devicemount-system"
-VCS = "testbed.devicemount.io/vcs"
 LOOP = "testbed.devicemount.io/loop"
 FUSE = "testbed.devicemount.io/fuse"
-NUMBERS = {"vcs": (7, 0), "vcs1": (7, 1), "vcsu1": (7, 65), "vcsa1": (7, 129)}
 DEADLINE_S = 30.0
 
 
 def eventually(test: Callable[[], bool], *, what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Return as soon as the test holds; raise DeadlineExceeded after the deadline."""
-    end = time.monotonic() + deadline_s
-    while not test():
-        if time.monotonic() > end:
-            raise DeadlineExceeded(f"not within {deadline_s:g} s: {what}")
-        time.sleep(0.05)
+    """Return as soon as the test holds; raise Timeout after the deadline."""
+    wait_until(test, what=what, seconds=deadline_s)
 
 
 @dataclass(frozen=True)
@@ -87,12 +81,7 @@ class Pod:
 
     def openable(self) -> set[str]:
         """Return which of the vcs devices may be opened by number, wherever their files are."""
-        lines = [
-            f"[ -e /tmp/{name} ] || mknod /tmp/{name} c {major} {minor}; "
-            f"if true 2>/dev/null < /tmp/{name}; then echo {name}; fi"
-            for name, (major, minor) in NUMBERS.items()
-        ]
-        return set(self.sh("; ".join(lines)).split())
+        return set(self.sh(OPENABLE).split())
 
     def identity(self) -> tuple[str, int, str]:
         """Return container id, restart count and the start time of PID 1."""
@@ -261,15 +250,7 @@ class World:
 
     def free(self, node: str, resource: str = VCS) -> int:
         """Return the node's allocatable devices less the requests of its unfinished pods."""
-        status = self.api.call("GET", f"/api/v1/nodes/{node}")["status"]
-        pods = self.api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node}")["items"]
-        used = sum(
-            int(container["resources"].get("requests", {}).get(resource, 0))
-            for pod in pods
-            if pod["status"].get("phase") not in ("Succeeded", "Failed")
-            for container in pod["spec"]["containers"]
-        )
-        return int(status["allocatable"].get(resource, 0)) - used
+        return free_devices(self.api, node, resource)
 
     def operator_log(self) -> str:
         return self.testbed.kubectl("logs", "-n", SYSTEM, "deployment/devicemount-operator")
