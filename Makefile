@@ -30,7 +30,7 @@ lint: $(STAMP) ## format, style, types, layers, licences, generated files
 	@.venv/bin/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ." >&2; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@tools/spdx.sh
-	@.venv/bin/lint-imports --no-logo > /tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }; rm -f /tmp/lint-imports.$$$$
+	@layers=$$(.venv/bin/lint-imports --no-logo) || { echo "$$layers"; exit 1; }
 	@.venv/bin/mypy
 	@tools/proto.sh --check
 
