@@ -20,6 +20,7 @@ class Failpoint(Enum):
     OPERATOR_AFTER_GRANT = "operator-after-grant"
     OPERATOR_AFTER_REVOKE = "operator-after-revoke"
     AGENT_AFTER_INTENT = "agent-after-intent"
+    AGENT_AFTER_MOUNTS = "agent-after-mounts"
     AGENT_AFTER_GRANT = "agent-after-grant"
     AGENT_BEFORE_COMMIT = "agent-before-commit"
 

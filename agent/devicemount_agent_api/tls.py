@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS between operator and agents: who may connect, and who may command.
 
-Both sides hold `tls.crt`, `tls.key` and `ca.crt` in one directory, wherever they come from. A
+Which certificates these are, and how they change while a process runs, is `identity`'s. A
 certificate of the right CA is not enough: the agent serves only a peer whose certificate names the
 operator, so that no agent can command another one with its own.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import grpc
 import grpc.aio
+
+from devicemount_agent_api.identity import Identity, MountedIdentity
 
 OPERATOR_NAME = "devicemount-operator"  # DNS name in the operator's certificate
 AGENT_NAME = "devicemount-agent"  # DNS name in every agent's certificate: all share one identity
@@ -20,25 +21,26 @@ CONNECT_MS = 2000  # for one attempt, handshake included: gRPC takes it from "mi
 NEVER_MS = 2**31 - 1
 
 
-def _read(directory: Path) -> tuple[bytes, bytes, bytes]:
-    key, certificate, authority = (
-        (directory / name).read_bytes() for name in ("tls.key", "tls.crt", "ca.crt")
+def server_credentials(mounted: MountedIdentity) -> grpc.ServerCredentials:
+    """Return credentials that demand a client certificate, and follow what is mounted.
+
+    There must be an identity already. The files are read at each handshake.
+    """
+
+    def shown() -> Identity:
+        identity = mounted.now_shown()
+        if identity is None:
+            raise AssertionError("an identity that was read is never lost")
+        return identity
+
+    return grpc.dynamic_ssl_server_credentials(
+        _configuration(shown()), lambda: _configuration(shown()), require_client_authentication=True
     )
-    return key, certificate, authority
 
 
-def server_credentials(directory: Path) -> grpc.ServerCredentials:
-    """Return credentials that demand a client certificate. Raises OSError if a file is missing."""
-    key, certificate, authority = _read(directory)
-    return grpc.ssl_server_credentials(
-        [(key, certificate)], root_certificates=authority, require_client_auth=True
-    )
-
-
-def agent_channel(address: str, directory: Path) -> grpc.aio.Channel:
+def agent_channel(address: str, identity: Identity) -> grpc.aio.Channel:
     """Open a channel to the agent at `address` (host:port), which must prove to be an agent."""
-    key, certificate, authority = _read(directory)
-    credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+    credentials = grpc.ssl_channel_credentials(identity.trusted, identity.key, identity.chain)
     return grpc.aio.secure_channel(
         address,
         credentials,
@@ -51,6 +53,11 @@ def agent_channel(address: str, directory: Path) -> grpc.aio.Channel:
             ("grpc.client_idle_timeout_ms", NEVER_MS),  # warm, however long nobody mounts
         ],
     )
+
+
+def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+    pair = (identity.key, identity.chain)
+    return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.trusted)
 
 
 def is_operator(peer_names: Iterable[bytes]) -> bool:

@@ -223,8 +223,11 @@ class ApplyRequest(_message.Message):
     SHADOW_PODS_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ACCEPT_ENV_FILE_FIELD_NUMBER: _builtins.int
     mount_name: _builtins.str
     revision: _builtins.int
+    accept_env_file: _builtins.bool
+    """what a vendor passes by environment goes into the env file"""
     @_builtins.property
     def key(self) -> Global___MountKey: ...
     @_builtins.property
@@ -242,10 +245,11 @@ class ApplyRequest(_message.Message):
         shadow_pods: _abc.Iterable[Global___ShadowPod] | None = ...,
         epoch: Global___Epoch | None = ...,
         revision: _builtins.int = ...,
+        accept_env_file: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "mount_name", b"mount_name", "revision", b"revision", "shadow_pods", b"shadow_pods", "target", b"target"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accept_env_file", b"accept_env_file", "epoch", b"epoch", "key", b"key", "mount_name", b"mount_name", "revision", b"revision", "shadow_pods", b"shadow_pods", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -323,6 +327,87 @@ class ListResponse(_message.Message):
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
 
 @_typing.final
+class NodeRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeRequest: _TypeAlias = NodeRequest  # noqa: Y015
+
+@_typing.final
+class NodeState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceState]:
+        """in the order of the request"""
+
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[Global___ResourceState] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
+
+@_typing.final
+class ResourceState(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCE_FIELD_NUMBER: _builtins.int
+    PROFILE_FIELD_NUMBER: _builtins.int
+    SERIALISED_FIELD_NUMBER: _builtins.int
+    ENV_ONLY_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    DRIVER_MISSING_FIELD_NUMBER: _builtins.int
+    resource: _builtins.str
+    profile: _builtins.str
+    """the one that serves it"""
+    serialised: _builtins.bool
+    """the vendor's plugin guesses whose call it is: one attach at a time on this node"""
+    env_only: _builtins.str
+    """what only the environment limits: refused unless accept_env_file; empty: nothing"""
+    refused: _builtins.str
+    """why the profile refuses the resource by name; empty: it does not"""
+    driver_missing: _builtins.str
+    """what the device plugin does not find on the node; empty: nothing"""
+    def __init__(
+        self,
+        *,
+        resource: _builtins.str = ...,
+        profile: _builtins.str = ...,
+        serialised: _builtins.bool = ...,
+        env_only: _builtins.str = ...,
+        refused: _builtins.str = ...,
+        driver_missing: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["driver_missing", b"driver_missing", "env_only", b"env_only", "profile", b"profile", "refused", b"refused", "resource", b"resource", "serialised", b"serialised"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResourceState: _TypeAlias = ResourceState  # noqa: Y015
+
+@_typing.final
 class Node(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -363,24 +448,64 @@ class Device(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     ID_FIELD_NUMBER: _builtins.int
     NODES_FIELD_NUMBER: _builtins.int
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    ENV_FILE_FIELD_NUMBER: _builtins.int
+    HEALTH_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     id: _builtins.str
+    env_file: _builtins.str
+    """path in the container; empty: the device needs no environment"""
+    health: _builtins.str
+    """"Healthy", "Unhealthy" or "Unknown", as the kubelet has it"""
     @_builtins.property
     def nodes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Node]: ...
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """files, directories, sockets and links that came with it: paths in the container"""
+
     def __init__(
         self,
         *,
         resource: _builtins.str = ...,
         id: _builtins.str = ...,
         nodes: _abc.Iterable[Global___Node] | None = ...,
+        mounts: _abc.Iterable[_builtins.str] | None = ...,
+        env_file: _builtins.str = ...,
+        health: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "nodes", b"nodes", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["env_file", b"env_file", "health", b"health", "id", b"id", "mounts", b"mounts", "nodes", b"nodes", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Device: _TypeAlias = Device  # noqa: Y015
+
+@_typing.final
+class Concern(_message.Message):
+    """The devices are granted, and yet something is not as it should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    reason: _builtins.str
+    """LibrariesMissing, VersionMismatch, DeviceUnhealthy"""
+    message: _builtins.str
+    """names what, and what to do"""
+    def __init__(
+        self,
+        *,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Concern: _TypeAlias = Concern  # noqa: Y015
 
 @_typing.final
 class Holder(_message.Message):
@@ -429,6 +554,7 @@ class ShadowState(_message.Message):
     DEVICES_FIELD_NUMBER: _builtins.int
     HOLDERS_FIELD_NUMBER: _builtins.int
     HOLDERS_TOTAL_FIELD_NUMBER: _builtins.int
+    CONCERNS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     phase: Global___Phase.ValueType
@@ -438,6 +564,8 @@ class ShadowState(_message.Message):
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
+    @_builtins.property
+    def concerns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Concern]: ...
     def __init__(
         self,
         *,
@@ -447,10 +575,11 @@ class ShadowState(_message.Message):
         devices: _abc.Iterable[Global___Device] | None = ...,
         holders: _abc.Iterable[Global___Holder] | None = ...,
         holders_total: _builtins.int = ...,
+        concerns: _abc.Iterable[Global___Concern] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["devices", b"devices", "holders", b"holders", "holders_total", b"holders_total", "name", b"name", "phase", b"phase", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concerns", b"concerns", "devices", b"devices", "holders", b"holders", "holders_total", b"holders_total", "name", b"name", "phase", b"phase", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

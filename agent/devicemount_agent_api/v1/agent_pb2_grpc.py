@@ -50,6 +50,11 @@ class AgentStub:
                 request_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.SerializeToString,
                 response_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Node = channel.unary_unary(
+                '/devicemount.agent.v1.Agent/Node',
+                request_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.NodeRequest.SerializeToString,
+                response_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.NodeState.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -78,6 +83,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Node(self, request, context):
+        """What the node's profiles and its device plugin say of these resources, before anything is reserved.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -95,6 +107,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.FromString,
                     response_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.SerializeToString,
+            ),
+            'Node': grpc.unary_unary_rpc_method_handler(
+                    servicer.Node,
+                    request_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.NodeRequest.FromString,
+                    response_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.NodeState.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -178,6 +195,33 @@ class Agent:
             '/devicemount.agent.v1.Agent/List',
             devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.SerializeToString,
             devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Node(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/devicemount.agent.v1.Agent/Node',
+            devicemount__agent__api_dot_v1_dot_agent__pb2.NodeRequest.SerializeToString,
+            devicemount__agent__api_dot_v1_dot_agent__pb2.NodeState.FromString,
             options,
             channel_credentials,
             insecure,

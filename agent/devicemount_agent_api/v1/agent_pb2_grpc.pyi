@@ -45,6 +45,8 @@ class AgentStub:
     """
     List: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListRequest, _agent_pb2.ListResponse]
     """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
+    Node: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NodeRequest, _agent_pb2.NodeState]
+    """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -59,6 +61,8 @@ class AgentAsyncStub(AgentStub):
     """
     List: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListRequest, _agent_pb2.ListResponse]  # type: ignore[assignment]
     """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
+    Node: _aio.UnaryUnaryMultiCallable[_agent_pb2.NodeRequest, _agent_pb2.NodeState]  # type: ignore[assignment]
+    """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -88,5 +92,13 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ListResponse, _abc.Awaitable[_agent_pb2.ListResponse]]:
         """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
+
+    @_abc_1.abstractmethod
+    def Node(
+        self,
+        request: _agent_pb2.NodeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.NodeState, _abc.Awaitable[_agent_pb2.NodeState]]:
+        """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -11,7 +11,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[3]
-MODULE_OF = {"grpcio": "grpc", "protobuf": "google", "pyyaml": "yaml"}
+MODULE_OF = {
+    "grpcio": "grpc",
+    "nvidia-ml-py": "pynvml",
+    "protobuf": "google",
+    "pyyaml": "yaml",
+}
 PACKAGES = {
     "": ["operator", "agent"],
     "operator": ["operator/devicemount_operator"],
