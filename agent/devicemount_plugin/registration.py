@@ -28,7 +28,7 @@ API_VERSION = "v1beta1"
 KUBELET_SOCKET = "kubelet.sock"
 REGISTER_TIMEOUT_S = 10.0  # the kubelet gives itself as long to dial back
 POLL_S = 0.5  # how late a restarted kubelet is noticed
-RETRY_S = 1.0  # while the kubelet is away
+RETRY_S = 0.5  # while the kubelet is away
 NAME_LENGTH = 40  # of the resource, in the socket's name: the path must stay below 108 bytes
 
 _log = logging.getLogger(__name__)
@@ -47,14 +47,15 @@ class Registration:
     """One resource's standing with the kubelet."""
 
     def __init__(self, inventory: Inventory, *, directory: Path) -> None:
-        self._inventory = inventory
+        self.inventory = inventory
         self._directory = directory
         self._is_current = False
         self._last_refusal = ""
+        self.count = 0  # how often the kubelet has accepted it
 
     @property
     def resource_name(self) -> ResourceName:
-        return self._inventory.resource_name
+        return self.inventory.resource_name
 
     def is_current(self) -> bool:
         """Whether the kubelet has accepted it and, as far as we know, has not forgotten it."""
@@ -75,10 +76,11 @@ class Registration:
         async with self._listening() as (plugin, socket):
             await self._register(endpoint=socket.name)
             self._is_current, self._last_refusal = True, ""
+            self.count += 1
             _log.info(
                 "registered resource=%s devices=%d",
                 self.resource_name,
-                len(self._inventory.listing),
+                len(self.inventory.listing),
             )
             try:
                 while await self._is_remembered(plugin, socket=socket, kubelet=kubelet):
@@ -94,7 +96,7 @@ class Registration:
     @contextlib.asynccontextmanager
     async def _listening(self) -> AsyncIterator[tuple[Plugin, Path]]:
         socket = self._directory / _new_socket_name(self.resource_name)
-        plugin = Plugin(self._inventory)
+        plugin = Plugin(self.inventory)
         server = grpc.aio.server()
         rpc.add_DevicePluginServicer_to_server(plugin, server)
         server.add_insecure_port(f"unix:{socket}")

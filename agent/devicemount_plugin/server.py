@@ -5,17 +5,21 @@ The kubelet says nothing about the pod that it allocates for, so nothing here de
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Sequence
 
 import grpc
 import grpc.aio
 
 from devicemount_node_api import deviceplugin_pb2 as pb
 from devicemount_node_api import deviceplugin_pb2_grpc as rpc
+from devicemount_plugin.allocation import SamePath, allocation_of
 from devicemount_plugin.config import DeviceID
+from devicemount_plugin.discovery import Device
+from devicemount_plugin.health import Health
 from devicemount_plugin.inventory import Inventory, Listing
+from devicemount_plugin.preference import prefer
 
-PERMISSIONS = "rw"
+REFRESH_TIMEOUT_S = 5.0  # a driver that hangs must not hold up the kubelet, which waits for ever
 
 _Context = grpc.aio.ServicerContext[object, object]
 
@@ -30,7 +34,10 @@ class Plugin(rpc.DevicePluginServicer):
     async def GetDevicePluginOptions(
         self, request: pb.Empty, context: _Context
     ) -> pb.DevicePluginOptions:
-        return pb.DevicePluginOptions()
+        """Offer a preference, a call more for each container, only where there can be one."""
+        resource = self._inventory.resource
+        has_preference = resource.replicas > 1 or bool(resource.pci or resource.usb)
+        return pb.DevicePluginOptions(get_preferred_allocation_available=has_preference)
 
     async def ListAndWatch(
         self, request: pb.Empty, context: _Context
@@ -38,53 +45,83 @@ class Plugin(rpc.DevicePluginServicer):
         """Send the full list, once and whenever it changes: each makes the kubelet write a file."""
         try:
             async for listing in self._inventory.listings():
-                yield _to_response(listing)
+                yield self._to_response(listing)
         finally:
             self.forgotten.set()
 
     async def Allocate(self, request: pb.AllocateRequest, context: _Context) -> pb.AllocateResponse:
+        """Answer with the nodes as they are now, not as they were at the last rescan."""
+        try:
+            async with asyncio.timeout(REFRESH_TIMEOUT_S):
+                await self._inventory.refresh()
+        except TimeoutError:
+            await context.abort(
+                grpc.StatusCode.UNAVAILABLE,
+                f"{self._inventory.resource_name}: the node did not answer"
+                f" within {REFRESH_TIMEOUT_S} s",
+            )
         response = pb.AllocateResponse()
         for container in request.container_requests:
-            paths = [
-                await self._path_of(DeviceID(device_id), context)
-                for device_id in container.devices_ids
-            ]
-            response.container_responses.append(_to_container_response(paths))
+            ids = [DeviceID(one) for one in container.devices_ids]
+            devices = [await self._device_of(one, context) for one in ids]
+            response.container_responses.append(await self._allocate(devices, context))
         return response
 
     async def GetPreferredAllocation(
         self, request: pb.PreferredAllocationRequest, context: _Context
     ) -> pb.PreferredAllocationResponse:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not among this plugin's options")
+        response = pb.PreferredAllocationResponse()
+        for container in request.container_requests:
+            chosen = prefer(
+                [DeviceID(one) for one in container.available_deviceIDs],
+                must_include=[DeviceID(one) for one in container.must_include_deviceIDs],
+                size=container.allocation_size,
+                device_of=self._inventory.device_of,
+                numa_node_of=self._inventory.numa_node_of,
+            )
+            response.container_responses.add(deviceIDs=chosen)
+        return response
 
     async def PreStartContainer(
         self, request: pb.PreStartContainerRequest, context: _Context
     ) -> pb.PreStartContainerResponse:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not among this plugin's options")
 
-    async def _path_of(self, device_id: DeviceID, context: _Context) -> str:
-        device = self._inventory.find(device_id)
-        if device is None:
+    async def _device_of(self, device_id: DeviceID, context: _Context) -> Device:
+        state = self._inventory.find(device_id)
+        if state is None:
+            why = "it is not known"
+        elif state.health is Health.UNHEALTHY:
+            why = "; ".join(fault.text for fault in state.faults)
+        else:
+            return state.device
+        await context.abort(
+            grpc.StatusCode.FAILED_PRECONDITION,
+            f"{self._inventory.resource_name}: device {device_id} cannot be given away: {why}",
+        )
+
+    async def _allocate(
+        self, devices: Sequence[Device], context: _Context
+    ) -> pb.ContainerAllocateResponse:
+        try:
+            return allocation_of(self._inventory.resource, devices)
+        except SamePath as error:
             await context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
-                f"{self._inventory.resource_name}: device {device_id} is not there",
+                f"{self._inventory.resource_name}: two device nodes would be {error.path} in the "
+                "container: put {name} into the plugin's containerPath",
             )
-        return device.path
 
+    def _to_response(self, listing: Listing) -> pb.ListAndWatchResponse:
+        return pb.ListAndWatchResponse(
+            devices=[
+                pb.Device(ID=device_id, health=health.value, topology=self._topology_of(device_id))
+                for device_id, health in listing.items()
+            ]
+        )
 
-def _to_response(listing: Listing) -> pb.ListAndWatchResponse:
-    return pb.ListAndWatchResponse(
-        devices=[
-            pb.Device(ID=device_id, health=health.value) for device_id, health in listing.items()
-        ]
-    )
-
-
-def _to_container_response(paths: Iterable[str]) -> pb.ContainerAllocateResponse:
-    """Name each node once: replicas share theirs."""
-    return pb.ContainerAllocateResponse(
-        devices=[
-            pb.DeviceSpec(host_path=path, container_path=path, permissions=PERMISSIONS)
-            for path in dict.fromkeys(paths)
-        ]
-    )
+    def _topology_of(self, device_id: DeviceID) -> pb.TopologyInfo | None:
+        numa_node = self._inventory.numa_node_of(device_id)
+        if numa_node is None:
+            return None
+        return pb.TopologyInfo(nodes=[pb.NUMANode(ID=numa_node)])

@@ -33,6 +33,8 @@ class Kubelet(rpc.RegistrationServicer):
         self._streams: dict[str, asyncio.Task[None]] = {}
         self.endpoints: dict[str, str] = {}  # resource -> file name of its latest socket
         self.listings: dict[str, list[dict[str, str]]] = {}  # resource -> every list that it sent
+        self.numa_nodes: dict[str, dict[str, list[int]]] = {}  # resource -> id -> NUMA nodes
+        self.options: dict[str, pb.DevicePluginOptions] = {}
         self.refuse_with: str | None = None
 
     async def Register(
@@ -45,7 +47,8 @@ class Kubelet(rpc.RegistrationServicer):
         if request.endpoint in self.endpoints.values():
             await context.abort(grpc.StatusCode.UNKNOWN, "device plugin already connected")
         async with self.dial(request.endpoint) as plugin:  # inside Register, as the kubelet does
-            await plugin.GetDevicePluginOptions(pb.Empty(), timeout=DEADLINE_S)
+            options = await plugin.GetDevicePluginOptions(pb.Empty(), timeout=DEADLINE_S)
+        self.options[request.resource_name] = options
         self.endpoints[request.resource_name] = request.endpoint
         self.listings[request.resource_name] = []
         self._streams[request.resource_name] = asyncio.create_task(self._watch(request))
@@ -62,6 +65,10 @@ class Kubelet(rpc.RegistrationServicer):
                 self.listings[request.resource_name].append(
                     {device.ID: device.health for device in response.devices}
                 )
+                self.numa_nodes[request.resource_name] = {
+                    device.ID: [node.ID for node in device.topology.nodes]
+                    for device in response.devices
+                }
 
     async def allocate(self, resource: str, *containers: list[str]) -> pb.AllocateResponse:
         requests = [pb.ContainerAllocateRequest(devices_ids=ids) for ids in containers]
@@ -69,6 +76,19 @@ class Kubelet(rpc.RegistrationServicer):
             return await plugin.Allocate(
                 pb.AllocateRequest(container_requests=requests), timeout=DEADLINE_S
             )
+
+    async def prefer(
+        self, resource: str, available: list[str], *, must: list[str], size: int
+    ) -> list[str]:
+        wish = pb.ContainerPreferredAllocationRequest(
+            available_deviceIDs=available, must_include_deviceIDs=must, allocation_size=size
+        )
+        async with self.dial(self.endpoints[resource]) as plugin:
+            response = await plugin.GetPreferredAllocation(
+                pb.PreferredAllocationRequest(container_requests=[wish]), timeout=DEADLINE_S
+            )
+        (container,) = response.container_responses
+        return list(container.deviceIDs)
 
     async def drop(self, resource: str) -> None:
         """End the stream of a resource, as when the kubelet loses it."""

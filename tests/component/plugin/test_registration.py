@@ -7,18 +7,17 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import grpc
-import grpc.aio
 import pytest
 
-from devicemount_plugin.config import Nodes, Resource
+from devicemount_plugin.config import Resource
 from devicemount_plugin.inventory import Inventory
 from devicemount_plugin.registration import Registration
+from unit.plugin.node_tree import NodeTree
 
 from .kubelet import Kubelet, running_kubelet, wait_until
 
 GADGET = "example.com/gadget"
-SHARED = "example.com/shared"
+RESTORED_WITHIN_S = 2.0
 
 
 @pytest.fixture
@@ -29,24 +28,19 @@ def directory() -> Iterator[Path]:
 
 
 @pytest.fixture
-def dev(tmp_path: Path) -> Path:
-    dev = tmp_path / "dev"
-    dev.mkdir()
-    for name in ("gadget0", "gadget1", "shared"):
-        (dev / name).symlink_to("/dev/null")
-    return dev
+def node(tmp_path: Path) -> NodeTree:
+    node = NodeTree(tmp_path)
+    node.plug("/dev/gadget0")
+    node.plug("/dev/gadget1")
+    return node
 
 
 @pytest.fixture
-def gadgets(dev: Path) -> Inventory:
-    nodes = Nodes(glob="/dev/gadget*")
-    return Inventory(Resource(name=GADGET, nodes=nodes), root=dev.parent)
-
-
-@pytest.fixture
-def shared(dev: Path) -> Inventory:
-    nodes = Nodes(paths=["/dev/shared"])
-    return Inventory(Resource(name=SHARED, nodes=nodes, replicas=3), root=dev.parent)
+def gadgets(node: NodeTree) -> Inventory:
+    resource = {"name": GADGET, "nodes": {"glob": "/dev/gadget*"}}
+    inventory = Inventory(Resource.model_validate(resource), root=node.root)
+    inventory.rescan()
+    return inventory
 
 
 @asynccontextmanager
@@ -65,13 +59,6 @@ async def listed(kubelet: Kubelet, resource: str) -> None:
     await wait_until(lambda: kubelet.listings.get(resource), what=f"{resource} is listed")
 
 
-def nodes_of(response: object) -> list[list[tuple[str, str, str]]]:
-    return [
-        [(spec.host_path, spec.container_path, spec.permissions) for spec in container.devices]
-        for container in response.container_responses
-    ]
-
-
 async def test_it_registers_and_lists_its_devices(directory: Path, gadgets: Inventory) -> None:
     async with running_kubelet(directory) as kubelet, registering(gadgets, directory) as it:
         await listed(kubelet, GADGET)
@@ -80,50 +67,18 @@ async def test_it_registers_and_lists_its_devices(directory: Path, gadgets: Inve
 
 
 async def test_the_full_list_is_sent_on_change_only(
-    directory: Path, gadgets: Inventory, dev: Path
+    directory: Path, gadgets: Inventory, node: NodeTree
 ) -> None:
     async with running_kubelet(directory) as kubelet, registering(gadgets, directory):
         await listed(kubelet, GADGET)
         gadgets.rescan()
-        (dev / "gadget1").unlink()
+        node.unplug("/dev/gadget1")
         gadgets.rescan()
         await wait_until(lambda: len(kubelet.listings[GADGET]) > 1, what="the change is listed")
         assert kubelet.listings[GADGET] == [
             {"gadget0": "Healthy", "gadget1": "Healthy"},
             {"gadget0": "Healthy", "gadget1": "Unhealthy"},
         ]
-
-
-async def test_each_container_gets_its_own_response(directory: Path, gadgets: Inventory) -> None:
-    async with running_kubelet(directory) as kubelet, registering(gadgets, directory):
-        await listed(kubelet, GADGET)
-        response = await kubelet.allocate(GADGET, ["gadget1"], [], ["gadget0"])
-        assert nodes_of(response) == [
-            [("/dev/gadget1", "/dev/gadget1", "rw")],
-            [],
-            [("/dev/gadget0", "/dev/gadget0", "rw")],
-        ]
-
-
-async def test_replicas_name_their_node_once(directory: Path, shared: Inventory) -> None:
-    async with running_kubelet(directory) as kubelet, registering(shared, directory):
-        await listed(kubelet, SHARED)
-        assert list(kubelet.listings[SHARED][0]) == ["shared::0", "shared::1", "shared::2"]
-        response = await kubelet.allocate(SHARED, ["shared::0", "shared::2"])
-        assert nodes_of(response) == [[("/dev/shared", "/dev/shared", "rw")]]
-
-
-@pytest.mark.parametrize("device", ["gadget1", "unknown"])
-async def test_a_device_that_is_not_there_is_not_given_away(
-    directory: Path, gadgets: Inventory, dev: Path, device: str
-) -> None:
-    async with running_kubelet(directory) as kubelet, registering(gadgets, directory):
-        await listed(kubelet, GADGET)
-        (dev / "gadget1").unlink()
-        with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await kubelet.allocate(GADGET, ["gadget0", device])
-        assert caught.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-        assert caught.value.details() == f"{GADGET}: device {device} is not there"
 
 
 async def test_it_waits_for_a_kubelet_that_starts_later(
@@ -144,7 +99,7 @@ async def test_it_registers_anew_with_a_restarted_kubelet(
         async with running_kubelet(directory) as first:
             await listed(first, GADGET)
         await wait_until(lambda: not it.is_current(), what="the loss is noticed")
-        async with running_kubelet(directory) as second:
+        async with running_kubelet(directory) as second, asyncio.timeout(RESTORED_WITHIN_S):
             await listed(second, GADGET)
             await wait_until(it.is_current, what="it is registered again")
         assert first.endpoints[GADGET] != second.endpoints[GADGET]
@@ -157,8 +112,23 @@ async def test_it_registers_anew_when_its_socket_is_removed(
         await listed(kubelet, GADGET)
         endpoint = kubelet.endpoints[GADGET]
         (directory / endpoint).unlink()
-        await wait_until(lambda: kubelet.endpoints[GADGET] != endpoint, what="a new registration")
-        await listed(kubelet, GADGET)
+        async with asyncio.timeout(RESTORED_WITHIN_S):
+            await wait_until(
+                lambda: kubelet.endpoints[GADGET] != endpoint, what="a new registration"
+            )
+            await listed(kubelet, GADGET)
+
+
+async def test_a_restarted_plugin_registers_with_the_same_kubelet(
+    directory: Path, gadgets: Inventory
+) -> None:
+    async with running_kubelet(directory) as kubelet:
+        for _ in range(2):
+            async with registering(gadgets, directory), asyncio.timeout(RESTORED_WITHIN_S):
+                await listed(kubelet, GADGET)
+                first = kubelet.endpoints[GADGET]
+            kubelet.listings.clear()
+        assert kubelet.endpoints == {GADGET: first}
 
 
 async def test_it_registers_anew_when_the_kubelet_ends_its_stream(

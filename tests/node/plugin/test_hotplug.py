@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from devicemount_plugin import hotplug
-from devicemount_plugin.config import Nodes, Resource
+from devicemount_plugin.config import Resource
 from devicemount_plugin.health import Health
 from devicemount_plugin.inventory import Inventory
+from unit.plugin.node_tree import NodeTree
 
 NEVER_S = 3600.0
 DEADLINE_S = 5.0
@@ -19,10 +20,11 @@ UEVENT = Path("/sys/class/block/loop0/uevent")  # writing "change" tells listene
 
 @pytest.fixture
 def inventory(tmp_path: Path) -> Inventory:
-    (tmp_path / "dev").mkdir()
-    (tmp_path / "dev" / "gadget0").symlink_to("/dev/null")
-    resource = Resource(name="example.com/gadget", nodes=Nodes(glob="/dev/gadget*"))
-    return Inventory(resource, root=tmp_path)
+    NodeTree(tmp_path).plug("/dev/gadget0")
+    resource = {"name": "example.com/gadget", "nodes": {"glob": "/dev/gadget*"}}
+    inventory = Inventory(Resource.model_validate(resource), root=tmp_path)
+    inventory.rescan()
+    return inventory
 
 
 async def first_change(inventory: Inventory, *, wake: bool) -> Health:
@@ -55,7 +57,7 @@ async def test_a_device_that_goes_is_noticed(
     wake: bool,
 ) -> None:
     monkeypatch.setattr(hotplug, "RESCAN_EVERY_S", rescan_every_s)
-    keeper = asyncio.create_task(hotplug.keep_inventories([inventory]))
+    keeper = asyncio.create_task(hotplug.keep_inventories([inventory], on_rescan=lambda: None))
     try:
         (tmp_path / "dev" / "gadget0").unlink()
         assert await first_change(inventory, wake=wake) is Health.UNHEALTHY
