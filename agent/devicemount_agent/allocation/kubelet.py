@@ -14,7 +14,7 @@ import errno
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,10 @@ Listing = Mapping[tuple[str, str], Mapping[str, Mapping[ResourceName, frozenset[
 """(namespace, pod name) -> container -> resource -> ids, of the active pods."""
 
 
+Registered = Mapping[ResourceName, frozenset[DeviceID]]
+"""Resource -> the ids that its device plugin calls healthy."""
+
+
 def parse_checkpoint(raw: bytes) -> tuple[Entry, ...]:
     """Return the checkpoint's entries. Raises NodeUnavailable if it is not of the known shape."""
     try:
@@ -72,6 +76,20 @@ def parse_checkpoint(raw: bytes) -> tuple[Entry, ...]:
             )
             for entry in entries
         )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NodeUnavailable(
+            f"the kubelet's device checkpoint is of no known shape: {error!r}"
+        ) from error
+
+
+def parse_registered(raw: bytes) -> Registered:
+    """Return the healthy devices of each registered resource. Raises NodeUnavailable."""
+    try:
+        registered = json.loads(raw)["Data"]["RegisteredDevices"] or {}
+        return {
+            ResourceName(str(resource)): frozenset(DeviceID(str(device)) for device in ids or ())
+            for resource, ids in registered.items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise NodeUnavailable(
             f"the kubelet's device checkpoint is of no known shape: {error!r}"
@@ -114,6 +132,13 @@ class Checkpoint:
             self._parsed = raw, parse_checkpoint(raw)
         return self._parsed[1]
 
+    def registered(self) -> Registered:
+        """Return which devices are healthy now. Raises NodeUnavailable."""
+        try:
+            return parse_registered(self._path.read_bytes())
+        except FileNotFoundError:
+            return {}
+
     async def versions(self) -> AsyncIterator[tuple[Entry, ...]]:
         """Yield what stands in it now and after each change, sometimes the same, for ever."""
         while True:
@@ -151,6 +176,18 @@ class PodResources:
             self._next = asyncio.create_task(self._flight())
         return await asyncio.shield(self._next)
 
+    async def allocatable(self) -> Registered:
+        """Return the healthy devices of plugins that are there. Raises NodeUnavailable."""
+        try:
+            answer = await self._stub.GetAllocatableResources(
+                podresources_pb2.AllocatableResourcesRequest(), timeout=CALL_TIMEOUT_S
+            )
+        except grpc.aio.AioRpcError as error:
+            raise NodeUnavailable(
+                f"kubelet's PodResources: {error.code().name}: {error.details()}"
+            ) from error
+        return _by_resource(answer.devices)
+
     async def _flight(self) -> Listing:
         async with self._in_flight:
             self._next = None  # who comes from now on needs a later answer
@@ -183,8 +220,18 @@ def _listing(answer: podresources_pb2.ListPodResourcesResponse) -> Listing:
         containers = listing.setdefault((pod.namespace, pod.name), {})
         for container in pod.containers:
             given = containers.setdefault(container.name, {})
-            for devices in container.devices:
-                resource = ResourceName(devices.resource_name)
-                ids = frozenset(map(DeviceID, devices.device_ids))
+            for resource, ids in _by_resource(container.devices).items():
                 given[resource] = given.get(resource, frozenset()) | ids
     return listing
+
+
+def _by_resource(
+    devices: Iterable[podresources_pb2.ContainerDevices],
+) -> dict[ResourceName, frozenset[DeviceID]]:
+    found: dict[ResourceName, frozenset[DeviceID]] = {}
+    for some in devices:
+        resource = ResourceName(some.resource_name)
+        found[resource] = found.get(resource, frozenset()) | frozenset(
+            map(DeviceID, some.device_ids)
+        )
+    return found

@@ -1,29 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joining the kubelet's two sources, and from the device plugin's answer to nodes below /dev."""
+"""Joining the kubelet's two sources."""
 
 import base64
 import json
-from pathlib import Path
 
 import pytest
 
 from devicemount_agent.allocation.kubelet import Entry, Listing, parse_checkpoint
 from devicemount_agent.allocation.read import (
-    Choice,
     choice_of,
-    devices_of,
     is_shown,
     other_with,
 )
 from devicemount_agent.errors import (
-    AllocationUnknown,
     DeviceMountError,
     Insufficient,
     NodeUnavailable,
-    NotAllowed,
 )
-from devicemount_agent.model import Access, DeviceID, DeviceNumber, PodUID, ResourceName
-from devicemount_node_api import deviceplugin_pb2
+from devicemount_agent.model import DeviceID, PodUID, ResourceName
 
 GPU = ResourceName("example.com/gpu")
 NIC = ResourceName("example.com/nic")
@@ -38,18 +32,6 @@ def entry(
     *names: str, uid: str = UID, container: str = "hold", resource: ResourceName = GPU
 ) -> Entry:
     return Entry(PodUID(uid), container, resource, ids(*names), b"")
-
-
-def answered(*specs: tuple[str, str, str], **more: object) -> Choice:
-    """A choice of one device whose plugin answered (host path, container path, permissions)."""
-    answer = deviceplugin_pb2.ContainerAllocateResponse(
-        devices=[
-            deviceplugin_pb2.DeviceSpec(host_path=host, container_path=inside, permissions=may)
-            for host, inside, may in specs
-        ],
-        **more,  # type: ignore[arg-type]
-    )
-    return Choice((Entry(UID, "hold", GPU, ids("gpu-0"), answer.SerializeToString()),))
 
 
 def test_a_checkpoint_is_read_as_the_kubelet_writes_it() -> None:
@@ -160,78 +142,3 @@ def test_another_pod_with_one_of_the_devices_is_found() -> None:
     wanted = {GPU: ids("gpu-3")}
     assert other_with(LISTING, "team-a", "dm-a-b-0", wanted) == ("team-b", "job")
     assert other_with(LISTING, "team-a", "dm-a-b-0", {GPU: ids("gpu-0")}) is None
-
-
-@pytest.fixture
-def dev(tmp_path: Path) -> Path:
-    """A /dev with a file, a directory, and links to where it leads in and out."""
-    root = tmp_path.resolve() / "dev"
-    (root / "dir").mkdir(parents=True)
-    (root / "file").touch()
-    (root / "out").symlink_to("/etc/passwd")
-    (root / "null").symlink_to("/dev/null")
-    return root
-
-
-@pytest.mark.parametrize(
-    ("specs", "more", "error", "message"),
-    [
-        ([], {}, AllocationUnknown, "the device plugin answered nothing"),
-        ([], {"envs": {"A": "1"}}, AllocationUnknown, "answered environment variables"),
-        (
-            [],
-            {"cdi_devices": [deviceplugin_pb2.CDIDevice(name="example.com/gpu=0")]},
-            AllocationUnknown,
-            "answered CDI names",
-        ),
-        ([("{dev}/file", "/dev/file", "rw")], {}, AllocationUnknown, "is no device node"),
-        ([("{dev}/gone", "/dev/gone", "rw")], {}, AllocationUnknown, "does not exist on the node"),
-        ([("{dev}/dir", "/dev/dir", "rw")], {}, AllocationUnknown, "no device nodes"),
-        ([("{dev}/out", "/dev/out", "rw")], {}, NotAllowed, "is /etc/passwd, outside of"),
-        ([("{dev}/null", "/dev/null", "rw")], {}, NotAllowed, "is /dev/null, outside of"),
-        ([("{dev}/../x", "/dev/x", "rw")], {}, NotAllowed, "outside of"),
-        ([("{dev}", "/dev", "rw")], {}, NotAllowed, "outside of"),
-        ([("{dev}/file", "dev/file", "rw")], {}, AllocationUnknown, "is no device in a container"),
-        ([("{dev}/file", "/dev/../x", "rw")], {}, AllocationUnknown, "no device in a container"),
-        ([("{dev}/file", "/dev/file", "m")], {}, AllocationUnknown, "no device in a container"),
-    ],
-)
-def test_what_is_no_device_below_dev_is_refused(
-    dev: Path,
-    specs: list[tuple[str, str, str]],
-    more: dict[str, object],
-    error: type[DeviceMountError],
-    message: str,
-) -> None:
-    choice = answered(*((host.format(dev=dev), inside, may) for host, inside, may in specs), **more)
-    with pytest.raises(error, match=message):
-        devices_of(choice, root=dev)
-
-
-def test_a_node_is_taken_with_its_number_and_access() -> None:
-    (device,) = devices_of(answered(("/dev/null", "/dev/mine", "rm")))
-    (node,) = device.nodes
-    assert (node.path, node.host_path, node.access) == ("/dev/mine", "/dev/null", Access.READ)
-    assert node.number == DeviceNumber("c", 1, 3)
-
-
-def test_a_link_below_dev_is_followed() -> None:
-    (device,) = devices_of(answered(("/dev/stdin/../null", "/dev/null", "rw")))
-    assert device.nodes[0].host_path == "/dev/null"
-
-
-def test_two_devices_at_one_path_are_not_guessed_about() -> None:
-    with pytest.raises(AllocationUnknown, match="two devices at /dev/x"):
-        devices_of(answered(("/dev/null", "/dev/x", "rw"), ("/dev/zero", "/dev/x", "rw")))
-
-
-def test_an_answer_that_is_none_is_said() -> None:
-    with pytest.raises(AllocationUnknown, match="garbled"):
-        devices_of(Choice((Entry(UID, "hold", GPU, ids("gpu-0"), b"\xff\xff\xff"),)))
-
-
-def test_several_ids_share_the_nodes_of_their_answer() -> None:
-    choice = answered(("/dev/null", "/dev/null", "rw"))
-    two = Choice((Entry(UID, "hold", GPU, ids("b", "a"), choice.entries[0].answer),))
-    assert [device.id for device in devices_of(two)] == ["a", "b"]
-    assert len({device.nodes for device in devices_of(two)}) == 1
