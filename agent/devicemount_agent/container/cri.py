@@ -39,6 +39,7 @@ class ContainerFacts:
     name: str
     is_running: bool
     pid: int  # of its first process, in the agent's pid namespace; 0: none
+    mounts: frozenset[str] = frozenset()  # where the kubelet asked for some, in the container
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class SandboxFacts:
     name: str
     is_ready: bool
     labels: Mapping[str, str]  # the pod's own are among them
+    annotations: Mapping[str, str]  # the pod's, as they were when the kubelet made its sandbox
 
 
 class Runtime:
@@ -96,6 +98,7 @@ class Runtime:
             name=labels.get(CONTAINER_NAME_LABEL, ""),
             is_running=status.state == cri_pb2.CONTAINER_RUNNING,
             pid=_pid_of(answer.info.get("info", "")),
+            mounts=frozenset(mount.container_path for mount in status.mounts),
         )
 
     async def sandbox(self, pod_uid: PodUID) -> SandboxFacts | None:
@@ -112,6 +115,7 @@ class Runtime:
             name=newest.metadata.name,
             is_ready=newest.state == cri_pb2.SANDBOX_READY,
             labels=dict(newest.labels),
+            annotations=dict(newest.annotations),
         )
 
 

@@ -7,14 +7,16 @@ process still lives was all of that about it. From then on the container is file
 root, its pidfd, and the path of a cgroup that is checked again.
 """
 
+import asyncio
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from devicemount_agent.container.cgroup import Cgroup, container_cgroup
 from devicemount_agent.container.cri import ContainerFacts
+from devicemount_agent.container.first_process import first_process
 from devicemount_agent.errors import (
     ContainerMismatch,
     DeviceMountError,
@@ -78,14 +80,17 @@ async def find(
     if facts is None or not _is_it(facts, target, pod_uid):
         newest = await runtime.running(pod_uid, target.container)
         facts = await runtime.container(newest) if newest else None
-    if facts is None or not facts.is_running or facts.pid <= 0:
+    if facts is None or not facts.is_running:
         raise TargetNotRunning(f"container {target.container} of pod {pod_uid} does not run")
     if not _is_it(facts, target, pod_uid):
         raise ContainerMismatch(
             f"container {facts.id[:12]} is {facts.name} of {facts.namespace}/{facts.pod_name}"
             f" ({facts.pod_uid}), not {target.container} of {target.namespace}/{target.pod_name}"
         )
-    return _proven(facts)
+    pid = facts.pid or await asyncio.to_thread(first_process, facts.id, facts.pod_uid)
+    if not pid:
+        raise TargetNotRunning(f"container {facts.id[:12]} has no process")
+    return _proven(replace(facts, pid=pid))
 
 
 def _is_it(facts: ContainerFacts, target: Target, pod_uid: PodUID) -> bool:
