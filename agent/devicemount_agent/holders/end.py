@@ -15,7 +15,16 @@ from pathlib import Path
 
 from devicemount_agent.container.cgroup import CGROUP_ROOT, owner_of
 from devicemount_agent.holders.process import held, mount_namespaces, mounted, wanted
-from devicemount_agent.holders.search import Found, Question, find, named, stacked
+from devicemount_agent.holders.search import (
+    Found,
+    Question,
+    Users,
+    find,
+    named,
+    nobody,
+    stacked,
+    used,
+)
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import ContainerID, DeviceNumber, Holder, PodUID
 
@@ -30,6 +39,7 @@ def kill(
     granted: frozenset[tuple[ContainerID, DeviceNumber]],
     hold: Path,
     cgroup_root: Path = CGROUP_ROOT,
+    users: Users = nobody,
 ) -> tuple[Holder, ...]:
     """KILL the blocking holders, search again until there are none; return what is left then."""
     question = Question(
@@ -39,6 +49,7 @@ def kill(
         granted=granted,
         hold=hold,
         cgroup_root=cgroup_root,
+        users=users,
     )
     deadline = time.monotonic() + DEADLINE_S
     is_late = False
@@ -69,7 +80,8 @@ def _is_still(question: Question, one: Found) -> bool:
     """Say whether the process with this pid is (still) the holder that was found."""
     tasks = mount_namespaces(one.pid).values()
     owners = {owner_of(task, root=question.cgroup_root) for task in tasks}
-    has = held(one.pid, wanted(question.numbers))
+    users = question.users(question.numbers)
+    has = {**used(users, one.pid), **held(one.pid, wanted(question.numbers))}
     mounts = any(mounted(task, question.numbers) for task in tasks)
     return (bool(has) or mounts) and (one.pod_uid, one.container_id) in owners
 

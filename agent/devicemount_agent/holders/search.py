@@ -10,7 +10,7 @@ device behind a detached mount. Runs in a thread of the caller: nearly all of it
 which let others run.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,15 @@ DESCRIBED_LIMIT = 32  # as many as are told: each may cost its deadline
 _PASSES = 5  # over processes that were born since; a fork bomb must not keep us here
 
 
+# What a driver's own tool says of users of its devices, by their pid on the node.
+Users = Callable[[frozenset[DeviceNumber]], Mapping[int, frozenset[DeviceNumber]]]
+
+
+def nobody(_: frozenset[DeviceNumber]) -> Mapping[int, frozenset[DeviceNumber]]:
+    """No such tool."""
+    return {}
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """What is searched for, and on whose behalf."""
@@ -41,6 +50,7 @@ class Question:
     granted: frozenset[tuple[ContainerID, DeviceNumber]]  # by other grants of ours
     hold: Path
     cgroup_root: Path
+    users: Users
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +71,7 @@ def search(
     granted: frozenset[tuple[ContainerID, DeviceNumber]],
     hold: Path,
     cgroup_root: Path = CGROUP_ROOT,
+    users: Users = nobody,
 ) -> tuple[Holder, ...]:
     """Return all holders of the devices, those that block first."""
     question = Question(
@@ -70,6 +81,7 @@ def search(
         granted=granted,
         hold=hold,
         cgroup_root=cgroup_root,
+        users=users,
     )
     found = sorted(find(question), key=lambda one: (not one.blocking, one.pid))
     return (*stacked(numbers), *named(found))
@@ -78,18 +90,24 @@ def search(
 def find(question: Question) -> Iterator[Found]:
     """Yield every process that has one of the devices, judged."""
     devices = wanted(question.numbers)
+    users = question.users(question.numbers)
     seen: set[str] = set()
     allowed: dict[tuple[Path, DeviceNumber, Access], bool] = {}
     for pid in _processes():
         tasks = _inspectable(question, pid)
         if not tasks:
             continue
-        has = dict(held(pid, devices))
+        has = {**used(users, pid), **held(pid, devices)}
         for namespace in tasks.keys() - seen:
             has |= mounted(tasks[namespace], question.numbers)
         seen |= tasks.keys()
         if has and (one := _judge(question, pid, next(iter(tasks.values())), has, allowed)):
             yield one
+
+
+def used(users: Mapping[int, frozenset[DeviceNumber]], pid: int) -> Held:
+    """Return what a driver says that a process has: it does not say how."""
+    return dict.fromkeys(users.get(pid, ()), Access.READ | Access.WRITE)
 
 
 def named(found: list[Found]) -> tuple[Holder, ...]:

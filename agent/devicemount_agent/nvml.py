@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What NVIDIA's management library says of this node: who uses a GPU, and what a MIG id means.
+
+It only adds: where there is no driver, or it does not answer in time (a GPU that fell off the bus
+can hang it for ever), everything goes on without it. The library is the node's own, of the driver's
+very version, and is let go after each question: it holds the devices open as long as it is
+initialised, and would keep a driver from being upgraded.
+"""
+
+import logging
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import pynvml
+
+from devicemount_agent.kernel.libraries import dlopen
+from devicemount_agent.logs import line
+from devicemount_agent.model import DeviceNumber, NodeType
+from devicemount_agent.questions import Questions, StillUnanswered, Unanswered
+
+DRIVER = "proc/driver/nvidia"
+LIBRARY = "libnvidia-ml.so.1"
+DIRECTORIES = (
+    "usr/lib/x86_64-linux-gnu",
+    "usr/lib/aarch64-linux-gnu",
+    "usr/lib64",
+    "usr/lib",
+    "run/nvidia/driver/usr/lib/x86_64-linux-gnu",  # the GPU operator's driver container
+    "run/nvidia/driver/usr/lib64",
+)
+DRIVER_NAMES = ("nvidia", "nvidia-frontend")  # of its character major in /proc/devices
+CONTROL_MINORS = 254  # nvidia-modeset, nvidiactl
+ANSWER_S = 2.0  # without persistence mode the driver wakes the GPUs up first
+
+log = logging.getLogger(__name__)
+
+_Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class MigDevice:
+    """A compute instance in a GPU instance of a GPU."""
+
+    gpu_uuid: str
+    gpu_instance: int
+    compute_instance: int
+
+
+class Nvml:
+    """The library of the node whose root directory is given."""
+
+    def __init__(self, node_root: Path) -> None:
+        self._root = node_root
+        self._questions = Questions(wait_s=ANSWER_S)
+        self._is_loaded = False
+
+    def users(self, numbers: Collection[DeviceNumber]) -> Mapping[int, frozenset[DeviceNumber]]:
+        """Return the processes that use these GPUs, by their pid on the node.
+
+        Nobody where none of the numbers is a GPU's or the library is silent.
+        """
+        gpus = {number.minor: number for number in numbers if self._is_gpu(number)}
+        if not gpus:
+            return {}
+        said = self._asked(_users) or {}
+        users = {
+            pid: frozenset(gpus[m] for m in minors & gpus.keys()) for pid, minors in said.items()
+        }
+        return {pid: used for pid, used in users.items() if used}
+
+    def mig_device(self, uuid: str) -> MigDevice | None:
+        """Return what MIG-<uuid> is; None if it is not known."""
+        return self._asked(lambda: _mig_device(uuid))
+
+    def _is_gpu(self, number: DeviceNumber) -> bool:
+        if number.node_type is not NodeType.CHAR or number.minor >= CONTROL_MINORS:
+            return False
+        try:
+            lines = (self._root / "proc/devices").read_text().splitlines()
+        except FileNotFoundError:
+            return False
+        return any(f"{number.major} {name}" in map(str.strip, lines) for name in DRIVER_NAMES)
+
+    def _asked(self, question: Callable[[], _Answer]) -> _Answer | None:
+        if not (self._root / DRIVER).is_dir():
+            return None
+        try:
+            return self._questions.ask(LIBRARY, lambda: self._initialised(question))
+        except StillUnanswered:
+            return None
+        except (Unanswered, pynvml.NVMLError, OSError) as error:
+            log.warning(line("NVML did not answer", error=error))
+            return None
+
+    def _initialised(self, question: Callable[[], _Answer]) -> _Answer:
+        self._load()
+        pynvml.nvmlInit()
+        try:
+            return question()
+        finally:
+            pynvml.nvmlShutdown()
+
+    def _load(self) -> None:
+        """Load the node's library: pynvml then finds it by its soname. Raises OSError."""
+        if self._is_loaded:
+            return
+        places = (self._root / directory / LIBRARY for directory in DIRECTORIES)
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise OSError(f"{LIBRARY} is in none of {', '.join(DIRECTORIES)} of the node")
+        dlopen(found)
+        self._is_loaded = True
+
+
+def _users() -> dict[int, frozenset[int]]:
+    users: dict[int, frozenset[int]] = {}
+    for index in range(pynvml.nvmlDeviceGetCount()):
+        device = pynvml.nvmlDeviceGetHandleByIndex(index)
+        minor = pynvml.nvmlDeviceGetMinorNumber(device)
+        for process in (
+            *pynvml.nvmlDeviceGetComputeRunningProcesses(device),
+            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(device),
+        ):
+            users[process.pid] = users.get(process.pid, frozenset()) | {minor}
+    return users
+
+
+def _mig_device(uuid: str) -> MigDevice:
+    device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+    gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device)
+    return MigDevice(
+        gpu_uuid=pynvml.nvmlDeviceGetUUID(gpu),
+        gpu_instance=pynvml.nvmlDeviceGetGpuInstanceId(device),
+        compute_instance=pynvml.nvmlDeviceGetComputeInstanceId(device),
+    )
