@@ -21,6 +21,7 @@ from typing import IO
 import grpc
 import grpc.aio
 
+from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1.agent_pb2 import ListRequest
 from devicemount_agent_api.v1.agent_pb2_grpc import AgentStub
@@ -75,7 +76,7 @@ async def main(directory: Path) -> None:
     while question := await asyncio.to_thread(sys.stdin.readline):
         address, mount_uid = question.split()
         if address not in channels:
-            channels[address] = agent_channel(address, directory)
+            channels[address] = agent_channel(address, Identity.from_directory(directory))
         steps: dict[str, float] = {}
         try:
             listed = await AgentStub(channels[address]).List(ListRequest(), timeout=CALL_TIMEOUT_S)

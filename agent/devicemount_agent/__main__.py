@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The agent's start, in order: journal, kubelet and runtime answer, recovery, and only then anybody
-is served.
+"""The agent's start, in order: journal, kubelet and runtime answer, recovery, and only then, and
+from when it has certificates, anybody is served.
 """
 
 import asyncio
@@ -9,25 +9,35 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine, Iterator
 
 import uvloop
 
-from devicemount_agent import health, service
+from devicemount_agent import directories, health, service
 from devicemount_agent.allocation.kubelet import Checkpoint, PodResources
-from devicemount_agent.allocation.read import Allocation
+from devicemount_agent.allocation.parts import allocation_on
 from devicemount_agent.container.cri import Runtime
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
+from devicemount_agent.device_health import DeviceHealth
 from devicemount_agent.errors import NodeUnavailable
+from devicemount_agent.graft.files import Files
+from devicemount_agent.graft.sources import Sources
 from devicemount_agent.grafts import Grafts
 from devicemount_agent.journal import Journal, boot_id
 from devicemount_agent.logs import configure, line
 from devicemount_agent.mounts import Mounts
+from devicemount_agent.nvml import Nvml
 from devicemount_agent.recovery import Recovery
+from devicemount_agent.renewal import Renewal
 from devicemount_agent.settings import Settings
 from devicemount_agent.shadow import ShadowPods
+from devicemount_agent.usability import Usability
 from devicemount_agent.watchers import loss
+from devicemount_agent.watchers.health import watch as watch_health
 from devicemount_agent_api.failpoints import armed
+from devicemount_agent_api.identity import MountedIdentity
+from devicemount_agent_api.tls import AGENT_NAME
 
 NICENESS = -10  # the few milliseconds of a grant compete with the sandbox that the kubelet starts
 SWITCH_INTERVAL_S = 0.001  # so that a search in a thread holds a grant up for no longer
@@ -46,14 +56,34 @@ class Agent:
         self._settings = settings
         self._ends: set[asyncio.Task[None]] = set()
         self._is_recovered = False
+        self.identity = MountedIdentity(settings.tls_directory)
         self.journal = Journal(settings.journal_directory, boot_id=boot_id())
         self.runtime = Runtime(settings.cri_socket)
         self.checkpoint = Checkpoint(settings.device_plugins_directory)
         self.pod_resources = PodResources(settings.pod_resources_socket)
-        self.allocation = Allocation(self.checkpoint, self.pod_resources)
+        nvml = Nvml(settings.node_root)
+        self.allocation = allocation_on(
+            settings,
+            checkpoint=self.checkpoint,
+            pod_resources=self.pod_resources,
+            runtime=self.runtime,
+            instances=nvml.mig_device,
+        )
         self.shadow_pods = ShadowPods(self.runtime)
         self.containers = KnownContainers(self.runtime, self._ended)
-        self.grafts = Grafts(self.journal, self.containers, hold=settings.hold)
+        files = Files(settings.files_directory.resolve())
+        self.grafts = Grafts(
+            self.journal,
+            self.containers,
+            hold=settings.hold,
+            sources=Sources(node_root=settings.node_root, own=files.root),
+            files=files,
+            users=nvml.users,
+        )
+        self.health = DeviceHealth()
+        self.usability = Usability(
+            self.allocation, self.containers, self.health, lock=self.grafts.lock
+        )
         self.mounts = Mounts(
             journal=self.journal,
             grafts=self.grafts,
@@ -61,6 +91,10 @@ class Agent:
             allocation=self.allocation,
             shadow_pods=self.shadow_pods,
             runtime=self.runtime,
+            usability=self.usability,
+        )
+        self.renewal = Renewal(
+            self.grafts, self.containers, self.health, confirm=self.mounts.confirm
         )
 
     async def run(self, stopped: asyncio.Event) -> None:
@@ -69,17 +103,14 @@ class Agent:
         if self.journal.damage:
             log.error(line("found damaged journal", damage=self.journal.damage))
         await self._recover()
-        server = await service.start(
-            self._settings.listen, self._settings.tls_directory, self.mounts
-        )
         self._is_recovered = True
-        log.info(line("served", listen=self._settings.listen))
         async with asyncio.TaskGroup() as tasks:
-            watch = tasks.create_task(loss.watch(self.checkpoint, self.pod_resources, self.mounts))
-            await stopped.wait()
-            await server.stop(STOP_GRACE_S)
+            watches = [tasks.create_task(watch) for watch in self._watches()]
+            await self._serve(stopped)
             await self.mounts.finish()
-            watch.cancel()
+            for watch in watches:
+                watch.cancel()
+            await self.renewal.finish()
         probes.close()
 
     async def close(self) -> None:
@@ -91,6 +122,16 @@ class Agent:
         await self.runtime.close()
         self.journal.close()
 
+    def _watches(self) -> Iterator[Coroutine[None, None, None]]:
+        yield loss.watch(self.checkpoint, self.pod_resources, self.mounts)
+        yield watch_health(
+            self.checkpoint,
+            self.pod_resources,
+            self.usability,
+            self.renewal,
+            ledger=lambda: self.grafts.ledger,
+        )
+
     async def _recover(self) -> None:
         recovery = Recovery(
             journal=self.journal,
@@ -98,7 +139,9 @@ class Agent:
             containers=self.containers,
             allocation=self.allocation,
             shadow_pods=self.shadow_pods,
+            usability=self.usability,
         )
+        said = ""
         while True:
             amiss = await self._node_amiss()
             if not amiss:
@@ -106,16 +149,39 @@ class Agent:
                     return await recovery.run()
                 except NodeUnavailable as error:
                     amiss = str(error)
-            log.warning(line("waited for the node", amiss=amiss))
+            if amiss != said:  # as long as it stays the same, once is enough; probes fail meanwhile
+                log.warning(line("waited for the node", amiss=amiss))
+                said = amiss
             await asyncio.sleep(RETRY_S)
+
+    async def _serve(self, stopped: asyncio.Event) -> None:
+        """Serve until told to end, from when there are certificates; grants need none to live."""
+        said = ""
+        while self.identity.now_shown() is None:
+            if stopped.is_set():
+                return
+            amiss = self.identity.amiss(AGENT_NAME)
+            if amiss != said:
+                log.warning(line("waited for certificates", amiss=amiss))
+                said = amiss
+            await asyncio.sleep(RETRY_S)
+        server = await service.start(
+            self._settings.listen, self.identity, self.mounts, about=self.allocation.about
+        )
+        log.info(line("served", listen=self._settings.listen))
+        await stopped.wait()
+        await server.stop(STOP_GRACE_S)
 
     async def _amiss(self) -> str:
         """Say why the agent is not ready."""
         if not self._is_recovered:
             return "the journal is not replayed yet"
-        return self.journal.damage or await self._node_amiss()
+        own = self.journal.damage or self.identity.amiss(AGENT_NAME)
+        return own or await self._node_amiss()
 
     async def _node_amiss(self) -> str:
+        if lacking := directories.lacking(self._settings):
+            return lacking
         try:
             await self.runtime.check()
             await self.pod_resources.list()

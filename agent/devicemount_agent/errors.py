@@ -42,6 +42,18 @@ class NotAllowed(DeviceMountError):
     retry = Retry.NEVER
 
 
+class EnvFileNeeded(DeviceMountError):
+    """The device works by its environment, which a running process cannot be given."""
+
+    retry = Retry.NEVER
+
+
+class UnsupportedResource(DeviceMountError):
+    """The profile of the resource refuses it by name, and says why."""
+
+    retry = Retry.NEVER
+
+
 class PathConflict(DeviceMountError):
     """Something else stands at the device's path in the container."""
 

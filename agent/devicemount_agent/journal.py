@@ -25,9 +25,8 @@ from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.ledger import Granted, Ledger, Record, after, compacted, records_of
 
 VERSION = 1
-SLACK_RECORDS = (
-    1024  # so many records more than needed, then the file is written anew: some 0.5 MiB
-)
+SLACK_RECORDS = 1024  # so many records more than needed, then the file is written anew
+SLACK_BYTES = 1 << 20  # or so many bytes: a grant with a driver's libraries has some 10 KiB
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
 
@@ -82,7 +81,7 @@ class Journal:
         self.ledger = said.ledger
         self.damage = said.damage
         self._records = said.records
-        self._length = said.length_bytes
+        self._length = self._compact_length = said.length_bytes
         self._fd = -1
         if said.damage:
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
@@ -116,7 +115,8 @@ class Journal:
 
     def _is_due(self) -> bool:
         needed = len(self.ledger.grants) + len(self.ledger.seen)
-        return self._records > 2 * needed + SLACK_RECORDS
+        is_long = self._length > 2 * self._compact_length + SLACK_BYTES
+        return is_long or self._records > 2 * needed + SLACK_RECORDS
 
     def _rewrite(self) -> None:
         """Replace the file by the fewest records; where that fails, the old one goes on.
@@ -136,6 +136,7 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._length = fd, len(content)
+        self._compact_length = self._length
         self.ledger, self._records = ledger, len(records)
 
 

@@ -16,11 +16,14 @@ from typing import Literal, assert_never
 
 from devicemount_agent.model import (
     Access,
+    Bound,
     ContainerID,
     Device,
     DeviceID,
     DeviceNode,
     DeviceNumber,
+    Edits,
+    Link,
     PodUID,
     ResourceName,
 )
@@ -56,7 +59,11 @@ class Grant:
     container_id: ContainerID
     devices: tuple[Device, ...]
     earlier: tuple[Earlier, ...] = ()
-    made: frozenset[str] = frozenset()  # paths of nodes that are ours to remove
+    made: frozenset[str] = frozenset()  # paths in the container that are ours to remove
+    bound: frozenset[Bound] = frozenset()  # mounts that are ours, maybe with other grants
+    linked: frozenset[Link] = frozenset()  # by their own paths; those in `made` are ours
+    hosted: frozenset[str] = frozenset()  # paths of nodes that the node had, under that number
+    withheld: frozenset[str] = frozenset()  # of these, whose device is not there (any more)
     stage: Stage = Stage.INTENT
     granted_unix_ns: int = 0
 
@@ -72,9 +79,35 @@ class Grant:
         """Return each node once: several ids may share them."""
         return tuple(dict.fromkeys(node for device in self.devices for node in device.nodes))
 
+    def present(self) -> tuple[DeviceNode, ...]:
+        """Return the nodes whose devices are there."""
+        return tuple(node for node in self.nodes() if node.path not in self.withheld)
+
+    def numbers(self) -> set[DeviceNumber]:
+        """Return what a process may hold by this grant: also a device whose file has gone."""
+        return {node.number for node in self.nodes() if node.access}
+
+    def edits(self) -> Edits:
+        """Return what else enters the container, each once."""
+        edits = tuple(device.edits for device in self.devices)
+        return Edits(
+            mounts=tuple(dict.fromkeys(mount for e in edits for mount in e.mounts)),
+            links=tuple(dict.fromkeys(link for e in edits for link in e.links)),
+            overlaid=tuple(dict.fromkeys(text for e in edits for text in e.overlaid)),
+            env=tuple(dict.fromkeys(variable for e in edits for variable in e.env)),
+        )
+
+    def paths(self) -> frozenset[str]:
+        """Return where it puts something, with the directories above."""
+        placed = (node.path for node in self.nodes())
+        bound = (bound.path for bound in self.bound)
+        linked = (link.path for link in self.linked)
+        paths = (PurePosixPath(path) for path in (*placed, *bound, *linked))
+        return frozenset(str(part) for path in paths for part in (path, *path.parents))
+
     def access(self) -> dict[DeviceNumber, Access]:
         """Return what the container may do with each number by this grant."""
-        return _joined((node.number, node.access) for node in self.nodes())
+        return _joined((node.number, node.access) for node in self.present() if node.access)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +145,7 @@ class Committed:
     shadow_uid: PodUID
     made: frozenset[str]
     granted_unix_ns: int
+    bound: frozenset[Bound] = frozenset()  # the intent's, as they were found in the container
     kind: Literal["commit"] = "commit"
 
 
@@ -163,6 +197,16 @@ class Ledger:
         }
 
 
+def renumbered(grant: Grant, numbers: Mapping[str, DeviceNumber]) -> Grant:
+    """Return the grant with other numbers at these paths, and nothing withheld."""
+
+    def of(node: DeviceNode) -> DeviceNode:
+        return replace(node, number=numbers.get(node.path, node.number))
+
+    devices = (replace(device, nodes=tuple(map(of, device.nodes))) for device in grant.devices)
+    return replace(grant, devices=tuple(devices), withheld=frozenset(), stage=Stage.INTENT)
+
+
 def access_of(grants: Iterable[Grant]) -> dict[DeviceNumber, Access]:
     """Return what several grants allow together: the same number in two of them counts once."""
     return _joined(pair for grant in grants for pair in grant.access().items())
@@ -185,6 +229,7 @@ def after(ledger: Ledger, record: Record) -> Ledger:
                 stage=Stage.COMMITTED,
                 made=record.made,
                 granted_unix_ns=record.granted_unix_ns,
+                bound=record.bound,
             )
         case Lost():
             return _changed(ledger, record.shadow_uid, stage=Stage.LOST)
@@ -232,6 +277,7 @@ def _changed(
     stage: Stage,
     made: frozenset[str] | None = None,
     granted_unix_ns: int | None = None,
+    bound: frozenset[Bound] = frozenset(),
 ) -> Ledger:
     grant = ledger.grants.get(shadow_uid)
     if grant is None or grant.stage is Stage.LOST:
@@ -242,6 +288,7 @@ def _changed(
             grant,
             stage=stage,
             made=grant.made | (made or frozenset()),  # it may have inherited some meanwhile
+            bound=bound or grant.bound,
             granted_unix_ns=grant.granted_unix_ns if granted_unix_ns is None else granted_unix_ns,
         ),
     )
@@ -255,11 +302,5 @@ def _without(ledger: Ledger, shadow_uid: PodUID) -> Ledger:
     left = {uid: grant for uid, grant in ledger.grants.items() if uid != shadow_uid}
     for uid, heir in left.items():
         if heir.container_id == gone.container_id:
-            left[uid] = replace(heir, made=heir.made | (gone.made & _needed(heir)))
+            left[uid] = replace(heir, made=heir.made | (gone.made & heir.paths()))
     return replace(ledger, grants=left)
-
-
-def _needed(grant: Grant) -> frozenset[str]:
-    """Return the paths of a grant's nodes and of the directories that they are in."""
-    paths = (PurePosixPath(node.path) for node in grant.nodes())
-    return frozenset(str(part) for path in paths for part in (path, *path.parents))

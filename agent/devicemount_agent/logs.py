@@ -11,6 +11,15 @@ def line(what: str, **facts: object) -> str:
     return " ".join((what, *(f"{key}={_quoted(str(fact))}" for key, fact in facts.items())))
 
 
+def plain(text: str, *, limit: int) -> str:
+    """Return a bounded line in which nothing but printable characters stands.
+
+    For what becomes part of a status: paths and names of others are in it.
+    """
+    escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: limit + 1])
+    return escaped if len(escaped) <= limit else f"{escaped[: limit - 3]}..."
+
+
 def configure() -> None:
     """Write everything from INFO on to standard error, with milliseconds."""
     logging.basicConfig(

@@ -52,15 +52,101 @@ class DeviceNode:
     host_path: str  # absolute, after symlinks, on the node
     number: DeviceNumber
     access: Access
+    mode: int | None = None  # permission bits; None: the host node's
+    uid: int | None = None  # None, as in a CDI spec: the container's user
+    gid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BindMount:
+    """A file, directory or socket of the node in a container; never with set-id or devices."""
+
+    path: str  # absolute, in the container
+    host_path: str  # absolute, on the node, after symlinks
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A symlink that a container gets."""
+
+    path: str  # absolute, in the container
+    target: str  # what it says, as it is written
+
+
+@dataclass(frozen=True, slots=True)
+class Overlaid:
+    """A text that a container sees, read-only, in place of a file; without one: nothing."""
+
+    path: str  # absolute, in the container
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A bind mount of ours: where it is, and of what, by number: names may come to mean another."""
+
+    path: str  # absolute, in the container, over no symlink
+    host_path: str  # absolute, on the node, over no symlink
+    device: int  # st_dev and st_ino of what is mounted
+    inode: int
+    attributes: int  # MOUNT_ATTR_*
+    mount_id: int = 0  # in the container, once it was seen there: it stays when directories move
+
+    @property
+    def place(self) -> tuple[str, int, int]:
+        """Return what is where, however it was asked for."""
+        return self.path, self.device, self.inode
+
+
+@dataclass(frozen=True, slots=True)
+class EnvVar:
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What enters the container besides device nodes (CDI calls all of it containerEdits)."""
+
+    mounts: tuple[BindMount, ...] = ()
+    links: tuple[Link, ...] = ()
+    overlaid: tuple[Overlaid, ...] = ()
+    env: tuple[EnvVar, ...] = ()  # for the env file: a running process cannot be given it
+
+    def paths(self) -> tuple[str, ...]:
+        """Return where in the container something comes to be."""
+        return (
+            *(mount.path for mount in self.mounts),
+            *(link.path for link in self.links),
+            *(text.path for text in self.overlaid),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """What the kubelet allocated under one id of one resource; several ids may share nodes."""
+    """What the kubelet allocated under one id of one resource; several ids may share all of it."""
 
     resource: ResourceName
     id: DeviceID
     nodes: tuple[DeviceNode, ...]
+    edits: Edits = Edits()
+
+
+class Health(Enum):
+    """What the kubelet says of a device."""
+
+    HEALTHY = "Healthy"
+    UNHEALTHY = "Unhealthy"
+    UNKNOWN = "Unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Concern:
+    """Something is not as it should be, although the devices are granted."""
+
+    reason: str  # LibrariesMissing, VersionMismatch, DeviceUnhealthy
+    message: str  # names what, and what to do
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,11 +8,13 @@ it runs to its end, whoever goes away.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
-from devicemount_agent.allocation.read import Allocation, Choice, devices_of
+from devicemount_agent.allocation.read import Allocation, Choice
+from devicemount_agent.allocation.said import Ask
 from devicemount_agent.attempt import Attempt
 from devicemount_agent.container.cri import Runtime
 from devicemount_agent.container.find import Container
@@ -28,6 +30,7 @@ from devicemount_agent.graft import graft
 from devicemount_agent.grafts import Grafts
 from devicemount_agent.journal import Journal
 from devicemount_agent.ledger import Grant, Ledger, Seen, Stage
+from devicemount_agent.logs import line
 from devicemount_agent.model import PodUID, ResourceName
 from devicemount_agent.requests import (
     ApplyRequest,
@@ -39,7 +42,10 @@ from devicemount_agent.requests import (
 )
 from devicemount_agent.shadow import ShadowPods
 from devicemount_agent.state import MountState, Phase, ShadowState
+from devicemount_agent.usability import Usability
 from devicemount_agent_api.failpoints import Failpoint, fire
+
+log = logging.getLogger(__name__)
 
 _Said = TypeVar("_Said")
 _Found = TypeVar("_Found")
@@ -57,6 +63,7 @@ class Mounts:
         allocation: Allocation,
         shadow_pods: ShadowPods,
         runtime: Runtime,
+        usability: Usability,
     ) -> None:
         self._journal = journal
         self._grafts = grafts
@@ -64,9 +71,11 @@ class Mounts:
         self._allocation = allocation
         self._shadow_pods = shadow_pods
         self._runtime = runtime
+        self._usability = usability
         self._attempts: dict[MountKey, Attempt] = {}
         self._timings: dict[MountKey, Mapping[str, int]] = {}
         self._removals: set[asyncio.Task[MountState]] = set()
+        self._losses: dict[PodUID, asyncio.Task[None]] = {}
 
     # ---- what the contract asks
 
@@ -100,8 +109,18 @@ class Mounts:
         keys = dict.fromkeys((*granted, *self._attempts))
         return tuple(self._state(key) for key in keys)
 
-    async def lose(self, shadow_uid: PodUID) -> None:
-        """Handle a loss that we noticed ourselves; it is shown until the operator removes it."""
+    def lose(self, shadow_uid: PodUID) -> None:
+        """Handle a loss that we noticed ourselves; it is shown until the operator removes it.
+
+        Returns at once: one target pod that keeps us busy must not delay the losses of others.
+        """
+        if shadow_uid in self._losses:
+            return
+        loss = self._losses[shadow_uid] = asyncio.create_task(self._lose(shadow_uid))
+        loss.add_done_callback(lambda _: self._losses.pop(shadow_uid))
+        loss.add_done_callback(_told)
+
+    async def _lose(self, shadow_uid: PodUID) -> None:
         grant = self._grafts.ledger.grants.get(shadow_uid)
         if grant is None:
             return
@@ -120,8 +139,8 @@ class Mounts:
         """End what waits, and wait for what has begun, so that nothing is torn at the end."""
         for attempt in tuple(self._attempts.values()):
             await attempt.ended()
-        if self._removals:
-            await asyncio.wait(self._removals)
+        if ending := {*self._removals, *self._losses.values()}:
+            await asyncio.wait(ending)
 
     async def forget_ended(self, container: Container) -> None:
         """Let go of a container that has ended."""
@@ -154,14 +173,19 @@ class Mounts:
         attempt.acts()  # a loss that has begun is carried out: its threads do not stop with us
         await self._settle_omitted(request)
         attempt.waits()
+        grafted: list[PodUID] = []
         try:
             for shadow, asked in request.shadow_pods.items():
                 if not await self._is_granted(request.key, shadow):
                     await self._graft(attempt, shadow, asked)
+                    grafted.append(shadow.uid)
         except TimeoutError:
             return self._state(request.key)
         async with self._grafts.lock(request.key.pod_uid):
             self._keep_containers(request.key.pod_uid)
+            await self._usability.look([g for uid in grafted if (g := self.ledger.grants.get(uid))])
+            if self._state(request.key).phase is Phase.GRANTED:
+                self._grafts.complete(request.key)
         return self._state(request.key)
 
     async def _is_granted(self, key: MountKey, shadow: ShadowPod) -> bool:
@@ -182,11 +206,14 @@ class Mounts:
     ) -> None:
         """Come to the intent while List is asked for the proof; then grant, or undo the intent."""
         request, timeline = attempt.request, attempt.timeline
+        self._grafts.begin(request.key)
         attempt.waits()
         async with asyncio.timeout_at(attempt.deadline):
             container, choice = await _both(
                 self._find(attempt), self._choice(attempt, shadow, asked)
             )
+            ask = Ask(shadow, request.target.namespace, request.accept_env_file)
+            devices = await self._allocation.read(choice, ask)
         proof = asyncio.create_task(
             self._allocation.proven(shadow, request.target.namespace, choice)
         )
@@ -198,7 +225,7 @@ class Mounts:
                 shadow=shadow,
                 target=request.target,
                 container_id=container.id,
-                devices=devices_of(choice),
+                devices=devices,
             )
             grant = await self._grafts.intend(grant, container)
             timeline.mark("intent")
@@ -220,7 +247,7 @@ class Mounts:
             async with pod_lock:
                 attempt.acts()
                 grant = await self._grafts.bring_in(grant, container, attempt.timeline)
-            await self._confirm(grant)
+            await self.confirm(grant)
             self._grafts.commit(grant, attempt.timeline)
         except ReservationLost:
             await self._lose_for_good(grant)
@@ -248,7 +275,7 @@ class Mounts:
         attempt.timeline.mark("chosen")
         return choice
 
-    async def _confirm(self, grant: Grant) -> None:
+    async def confirm(self, grant: Grant) -> None:
         """Raise ReservationLost unless the devices are the shadow pod's still."""
         namespace = grant.target.namespace
         holds, _ = await asyncio.gather(
@@ -295,6 +322,7 @@ class Mounts:
             gone = await self._taken_back(request, grants)
             for grant in grants if gone else ():
                 self._grafts.drop(grant)
+                self._usability.forget(grant)
             if not self._grafts.ledger.of_mount(key):
                 self._timings.pop(key, None)
             self._keep_containers(key.pod_uid)
@@ -362,6 +390,9 @@ class Mounts:
             phase=self._phase(grant),
             devices=grant.devices,
             holders=self._grafts.holders.get(uid, ()),
+            env_file=self._grafts.shown.env_file(grant),
+            health=self._usability.health.of_all(grant.devices),
+            concerns=self._usability.concerns(grant),
         )
 
     def _phase(self, grant: Grant) -> Phase:
@@ -393,6 +424,12 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """Take note of how a task ended: who waited for it may have gone away."""
     if not task.cancelled():
         task.exception()
+
+
+def _told(loss: asyncio.Task[None]) -> None:
+    """Log why a loss was not handled; it is noticed again within a second."""
+    if not loss.cancelled() and (error := loss.exception()) is not None:
+        log.error(line("could not handle loss", error=error), exc_info=error)
 
 
 async def _both(

@@ -27,6 +27,7 @@ from devicemount_agent.logs import line
 from devicemount_agent.model import PodUID
 from devicemount_agent.shadow import ShadowPods
 from devicemount_agent.timeline import Timeline
+from devicemount_agent.usability import Usability
 
 log = logging.getLogger(__name__)
 
@@ -42,15 +43,18 @@ class Recovery:
         containers: KnownContainers,
         allocation: Allocation,
         shadow_pods: ShadowPods,
+        usability: Usability,
     ) -> None:
         self._journal = journal
         self._grafts = grafts
         self._containers = containers
         self._allocation = allocation
         self._shadow_pods = shadow_pods
+        self._usability = usability
 
     async def run(self) -> None:
         """Bring every grant of the journal to an end. Raises NodeUnavailable."""
+        self._grafts.shown.reread()
         of_pod: dict[PodUID, list[Grant]] = defaultdict(list)
         for grant in self._grafts.ledger.grants.values():
             of_pod[grant.key.pod_uid].append(grant)
@@ -105,8 +109,10 @@ class Recovery:
             again = await self._grafts.bring_in(grant, container, timeline)
             if grant.stage is Stage.INTENT:
                 self._grafts.commit(again, timeline)
+            await self._usability.look((again,))
         except (DeviceMountError, OSError) as error:
             self._grafts.doubtful.add(grant.shadow.uid)
+            self._grafts.shown.update_all((grant,))
             log.error(line("not verified", **facts(grant), error=error))
 
     async def _lose(self, grant: Grant) -> None:

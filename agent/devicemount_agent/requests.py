@@ -78,6 +78,7 @@ class ApplyRequest:
     target: Target
     container_hint: ContainerID | None  # saves a call to the runtime; proven like any other
     shadow_pods: Mapping[ShadowPod, Mapping[ResourceName, int]]
+    accept_env_file: bool
 
 
 @dataclass(frozen=True, slots=True)

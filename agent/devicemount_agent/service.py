@@ -9,17 +9,26 @@ tombstones rely on.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
 import grpc.aio
 
 from devicemount_agent import errors
-from devicemount_agent.logs import line
+from devicemount_agent.allocation.facts import ResourceFacts
+from devicemount_agent.logs import line, plain
+from devicemount_agent.model import ResourceName
 from devicemount_agent.mounts import Mounts
-from devicemount_agent.wire import from_state, from_states, to_apply, to_remove
+from devicemount_agent.wire import (
+    from_facts,
+    from_state,
+    from_states,
+    to_apply,
+    to_remove,
+    to_resources,
+)
 from devicemount_agent_api.errors import REASON_KEY
+from devicemount_agent_api.identity import MountedIdentity
 from devicemount_agent_api.tls import is_operator, server_credentials
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
@@ -27,6 +36,8 @@ from devicemount_agent_api.v1 import agent_pb2_grpc
 WAIT_LIMIT_S = 30.0  # no call lives longer: ledger.TOMBSTONE_AGE_NS relies on it
 ANSWER_BEFORE_S = 0.5  # of the caller's deadline: WAITING says more than DEADLINE_EXCEEDED
 MESSAGE_LIMIT_BYTES = 1 << 20  # 64 shadow pods need some 20 kB
+CONNECTION_AGE_MS = 3_600_000  # so that no connection outlives its certificate for long
+SENTENCE_LIMIT = 768  # characters; gRPC takes 8 kB for all that ends a call, up to 9 for each
 CALLS_LIMIT = 1024  # an Apply waits for each of 500 pods at most
 
 CODES: dict[type[errors.DeviceMountError], grpc.StatusCode] = {
@@ -35,6 +46,8 @@ CODES: dict[type[errors.DeviceMountError], grpc.StatusCode] = {
     errors.Insufficient: grpc.StatusCode.FAILED_PRECONDITION,
     errors.AllocationUnknown: grpc.StatusCode.FAILED_PRECONDITION,
     errors.NotAllowed: grpc.StatusCode.PERMISSION_DENIED,
+    errors.EnvFileNeeded: grpc.StatusCode.FAILED_PRECONDITION,
+    errors.UnsupportedResource: grpc.StatusCode.FAILED_PRECONDITION,
     errors.PathConflict: grpc.StatusCode.FAILED_PRECONDITION,
     errors.UnsupportedRuntime: grpc.StatusCode.FAILED_PRECONDITION,
     errors.FilterBlocked: grpc.StatusCode.FAILED_PRECONDITION,
@@ -47,14 +60,16 @@ CODES: dict[type[errors.DeviceMountError], grpc.StatusCode] = {
 log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
+About: TypeAlias = Callable[[ResourceName], ResourceFacts]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
     """The contract."""
 
-    def __init__(self, mounts: Mounts) -> None:
+    def __init__(self, mounts: Mounts, about: About) -> None:
         self._mounts = mounts
+        self._about = about
 
     async def Apply(
         self,
@@ -77,6 +92,13 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         context: "grpc.aio.ServicerContext[pb.ListRequest, pb.ListResponse]",
     ) -> pb.ListResponse:
         return from_states(self._mounts.states())
+
+    async def Node(
+        self,
+        request: pb.NodeRequest,
+        context: "grpc.aio.ServicerContext[pb.NodeRequest, pb.NodeState]",
+    ) -> pb.NodeState:
+        return from_facts(map(self._about, to_resources(request)))
 
 
 class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -106,18 +128,21 @@ class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         )
 
 
-async def start(listen: str, tls_directory: Path, mounts: Mounts) -> grpc.aio.Server:
-    """Listen with the agent's certificate. Raises OSError when a file of it is missing."""
+async def start(
+    listen: str, identity: MountedIdentity, mounts: Mounts, *, about: About
+) -> grpc.aio.Server:
+    """Listen with the agent's certificate, of which there is one, and with what follows it."""
     server = grpc.aio.server(
         interceptors=[OnlyTheOperator()],
         options=[
             ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
             ("grpc.so_reuseport", 0),
+            ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
         ],
         maximum_concurrent_rpcs=CALLS_LIMIT,
     )
-    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts), server)
-    server.add_secure_port(listen, server_credentials(tls_directory))
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts, about), server)
+    server.add_secure_port(listen, server_credentials(identity))
     await server.start()
     return server
 
@@ -132,7 +157,9 @@ async def _told(
         reason = _reason(error)
         log.info(line("refused", method=method, reason=reason.__name__, error=error))
         await context.abort(
-            CODES[reason], str(error), trailing_metadata=((REASON_KEY, reason.__name__),)
+            CODES[reason],
+            plain(str(error), limit=SENTENCE_LIMIT),
+            trailing_metadata=((REASON_KEY, reason.__name__),),
         )
         raise AssertionError("abort raises") from error
 

@@ -5,7 +5,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 
-from devicemount_agent.model import ContainerID, Device, Holder, PodUID
+from devicemount_agent.model import (
+    Concern,
+    ContainerID,
+    Device,
+    DeviceID,
+    Health,
+    Holder,
+    PodUID,
+    ResourceName,
+)
 from devicemount_agent.requests import MountKey
 
 
@@ -27,6 +36,9 @@ class ShadowState:
     phase: Phase
     devices: tuple[Device, ...] = ()
     holders: tuple[Holder, ...] = ()
+    env_file: str = ""  # path in the container; empty: there is none
+    health: Mapping[tuple[ResourceName, DeviceID], Health] = field(default_factory=dict)
+    concerns: tuple[Concern, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

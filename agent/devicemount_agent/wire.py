@@ -8,11 +8,15 @@ What is not of the right shape is NotAllowed: an operator of ours does not send 
 import re
 from collections.abc import Iterable
 
+from devicemount_agent.allocation.facts import ResourceFacts
 from devicemount_agent.errors import NotAllowed
+from devicemount_agent.logs import plain
 from devicemount_agent.model import (
+    Concern,
     ContainerID,
     Device,
     DeviceNode,
+    Health,
     Holder,
     MountUID,
     PodUID,
@@ -33,7 +37,9 @@ from devicemount_agent_api.v1 import agent_pb2 as pb
 
 SHADOW_PODS_LIMIT = 64  # ordinals that the operator tries
 RESOURCES_LIMIT = 16
-COUNT_LIMIT = 1024
+COUNT_LIMIT = 1 << 20  # Volcano counts GPU memory in devices of 1 MiB
+NODE_RESOURCES_LIMIT = 256  # in one question about the node
+CONCERN_LIMIT = 1024  # characters of a sentence
 HOLDERS_LIMIT = 32  # of one shadow pod; the message says how many there are
 
 _UID = re.compile(r"[0-9A-Za-z-]{8,64}")
@@ -68,6 +74,7 @@ def to_apply(message: pb.ApplyRequest) -> ApplyRequest:
         ),
         container_hint=ContainerID(hint) if hint else None,
         shadow_pods={_shadow(s, key): _resources(s) for s in message.shadow_pods},
+        accept_env_file=message.accept_env_file,
     )
 
 
@@ -83,6 +90,29 @@ def to_remove(message: pb.RemoveRequest) -> RemoveRequest:
         order=_order(message.epoch, message.revision),
         shadow_uids=frozenset(PodUID(_matched(_UID, u, "UID")) for u in message.shadow_uids),
         policy=policies[message.policy],
+    )
+
+
+def to_resources(message: pb.NodeRequest) -> tuple[ResourceName, ...]:
+    """Check a NodeRequest. Raises NotAllowed."""
+    if len(message.resources) > NODE_RESOURCES_LIMIT:
+        raise NotAllowed(f"{len(message.resources)} resources")
+    return tuple(ResourceName(_matched(_RESOURCE, r, "resource")) for r in message.resources)
+
+
+def from_facts(facts: Iterable[ResourceFacts]) -> pb.NodeState:
+    return pb.NodeState(
+        resources=[
+            pb.ResourceState(
+                resource=fact.resource,
+                profile=fact.profile,
+                serialised=fact.is_serialised,
+                env_only=fact.env_only,
+                refused=fact.refused,
+                driver_missing=fact.driver_missing,
+            )
+            for fact in facts
+        ]
     )
 
 
@@ -106,14 +136,23 @@ def _from_shadow(shadow: ShadowState) -> pb.ShadowState:
         uid=shadow.uid,
         name=shadow.name,
         phase=_PHASES[shadow.phase],
-        devices=map(_from_device, shadow.devices),
+        devices=[_from_device(device, shadow) for device in shadow.devices],
         holders=map(_from_holder, shadow.holders[:HOLDERS_LIMIT]),
         holders_total=len(shadow.holders),
+        concerns=map(_from_concern, shadow.concerns),
     )
 
 
-def _from_device(device: Device) -> pb.Device:
-    return pb.Device(resource=device.resource, id=device.id, nodes=map(_from_node, device.nodes))
+def _from_device(device: Device, shadow: ShadowState) -> pb.Device:
+    edits = device.edits
+    return pb.Device(
+        resource=device.resource,
+        id=device.id,
+        nodes=map(_from_node, device.nodes),
+        mounts=edits.paths(),
+        env_file=shadow.env_file if edits.env else "",
+        health=shadow.health.get((device.resource, device.id), Health.UNKNOWN).value,
+    )
 
 
 def _from_node(node: DeviceNode) -> pb.Node:
@@ -124,6 +163,10 @@ def _from_node(node: DeviceNode) -> pb.Node:
         minor=node.number.minor,
         access=str(node.access),
     )
+
+
+def _from_concern(concern: Concern) -> pb.Concern:
+    return pb.Concern(reason=concern.reason, message=plain(concern.message, limit=CONCERN_LIMIT))
 
 
 def _from_holder(holder: Holder) -> pb.Holder:

@@ -12,12 +12,21 @@ from typing import assert_never
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.errors import TargetNotRunning
 from devicemount_agent.graft import filter_v1, filter_v2
-from devicemount_agent.graft.nodes import displace, missing, place
+from devicemount_agent.graft.nodes import displace, missing, number_on_node, place
 from devicemount_agent.graft.shape import supported
 from devicemount_agent.graft.target import Container, levels
 from devicemount_agent.model import Access, DeviceNumber
 
-__all__ = ["Container", "displace", "earlier", "missing", "permit", "place", "supported"]
+__all__ = [
+    "Container",
+    "displace",
+    "earlier",
+    "missing",
+    "number_on_node",
+    "permit",
+    "place",
+    "supported",
+]
 
 
 def earlier(container: Container, numbers: Iterable[DeviceNumber]) -> Mapping[DeviceNumber, Access]:

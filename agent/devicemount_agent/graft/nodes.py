@@ -16,18 +16,26 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from devicemount_agent.errors import NotAllowed, PathConflict, UnsupportedRuntime
+from devicemount_agent.errors import (
+    NotAllowed,
+    PathConflict,
+    TargetNotRunning,
+    UnsupportedRuntime,
+)
 from devicemount_agent.graft.numbers import from_file, mknod_arguments
+from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.target import Container
 from devicemount_agent.kernel.files import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
+    FileFacts,
     closing,
+    facts_of,
     lines_of,
     openat2,
 )
-from devicemount_agent.model import DeviceNode
+from devicemount_agent.model import DeviceNode, DeviceNumber
 
 HOST_DEV = Path("/dev")
 _DEV = PurePosixPath("/dev")
@@ -40,27 +48,31 @@ _PERMISSIONS = (
 
 def missing(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
     """Return what `place` would make, directories included: for the journal, before it does."""
+    places = Places(container)
     return frozenset(
         str(path)
         for node in nodes
         for path in (*_directories(_checked(node)), _checked(node))
-        if not _exists(container, path)
+        if not _exists(places, path)
     )
 
 
-def place(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
+def place(
+    container: Container, nodes: Iterable[DeviceNode], *, root: Path = Path("/")
+) -> frozenset[str]:
     """Make the nodes that are not there; return the paths of what was made, directories included.
 
-    Idempotent. Raises PathConflict when something else stands there, NotAllowed for a path outside
-    /dev, UnsupportedRuntime where a node would not be the container's alone; then nothing that was
-    made is left behind.
+    `root` is where we see the node's file system. Idempotent. Raises PathConflict when something
+    else stands there, NotAllowed for a path outside /dev, UnsupportedRuntime where a node would not
+    be the container's alone; then nothing that was made is left behind.
     """
     nodes = tuple(nodes)
     made: set[str] = set()
+    places = Places(container)
     with ExitStack() as undo:
         undo.callback(lambda: displace(container, nodes, frozenset(made)))
         for node in nodes:
-            _place(container, node, made)
+            _place(container, places, node, made=made, root=root)
         undo.pop_all()
     return frozenset(made)
 
@@ -68,22 +80,25 @@ def place(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
 def displace(container: Container, nodes: Iterable[DeviceNode], made: frozenset[str]) -> None:
     """Remove what we made, where it is still what we made. Idempotent."""
     by_path = {node.path: node for node in nodes}
+    try:
+        places = Places(container)
+    except TargetNotRunning:
+        return  # its /dev went with it
     for path in sorted(made, reverse=True):  # what is in a directory goes before it
         with suppress(FileNotFoundError, PathConflict):  # it is not what we made any more
-            _displace(container, PurePosixPath(path), by_path.get(path))
+            _displace(places, PurePosixPath(path), by_path.get(path))
 
 
-def open_node(container: Container, node: DeviceNode) -> int:
+def open_node(places: Places, node: DeviceNode) -> int:
     """Return an O_PATH descriptor of the node, proven to be it; the caller closes it.
 
     Raises PathConflict.
     """
     path = _checked(node)
-    try:
-        with closing(_open_directory(container, path.parent)) as directory_fd:
-            return _open_node(directory_fd, node)
-    except FileNotFoundError as error:
-        raise PathConflict(f"{path} is not there (any more)") from error
+    fd = places.standing(path)
+    if fd is None:
+        raise PathConflict(f"{path} is not there (any more)")
+    return _proven(fd, node)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +108,15 @@ class _Permissions:
     gid: int
 
 
-def _place(container: Container, node: DeviceNode, made: set[str]) -> None:
+def _place(
+    container: Container, places: Places, node: DeviceNode, *, made: set[str], root: Path
+) -> None:
     path = _checked(node)
-    with closing(_make_directory(container, path.parent, made)) as directory_fd:
+    with closing(_make_directory(places, path.parent, made)) as directory_fd:
         if _stands(directory_fd, node):
             return
-        _check_is_private(container, directory_fd, path)
-        permissions = _permissions(container, node)
+        _check_is_private(places, directory_fd, path)
+        permissions = _permissions(container, node, root)
         mode, device = mknod_arguments(node.number, mode=0o600)
         try:
             os.mknod(path.name, mode, device, dir_fd=directory_fd)
@@ -110,8 +127,8 @@ def _place(container: Container, node: DeviceNode, made: set[str]) -> None:
             _set_permissions(node_fd, permissions)
 
 
-def _displace(container: Container, path: PurePosixPath, node: DeviceNode | None) -> None:
-    with closing(_open_directory(container, path.parent)) as directory_fd:
+def _displace(places: Places, path: PurePosixPath, node: DeviceNode | None) -> None:
+    with closing(_open_directory(places, path.parent)) as directory_fd:
         if node is not None:
             if _stands(directory_fd, node):
                 os.unlink(path.name, dir_fd=directory_fd)
@@ -125,27 +142,30 @@ def _displace(container: Container, path: PurePosixPath, node: DeviceNode | None
 
 def _stands(directory_fd: int, node: DeviceNode) -> bool:
     """Say whether the node is there. Raises PathConflict when something else is."""
-    name = PurePosixPath(node.path).name
     try:
-        found = os.stat(name, dir_fd=directory_fd, follow_symlinks=False)
+        os.close(_open_node(directory_fd, node))
     except FileNotFoundError:
         return False
-    _check_is(found, node)
     return True
 
 
-def _check_is(found: os.stat_result, node: DeviceNode) -> None:
-    if from_file(found.st_mode, found.st_rdev) != node.number:
-        kind = stat.filemode(found.st_mode)[0]
-        number = f"{os.major(found.st_rdev)}:{os.minor(found.st_rdev)}"
+def _check_is(found: FileFacts, node: DeviceNode) -> None:
+    if from_file(found.mode, found.number) != node.number:
+        kind = stat.filemode(found.mode)[0]
+        number = f"{os.major(found.number)}:{os.minor(found.number)}"
         raise PathConflict(f"something else stands at {node.path}: {kind} {number}")
 
 
 def _open_node(directory_fd: int, node: DeviceNode) -> int:
     name = PurePosixPath(node.path).name
-    fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory_fd)
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    return _proven(os.open(name, flags, dir_fd=directory_fd), node)
+
+
+def _proven(fd: int, node: DeviceNode) -> int:
+    """Return the descriptor if it holds the node; else close it and raise PathConflict."""
     try:
-        _check_is(os.fstat(fd), node)
+        _check_is(facts_of(fd), node)
     except PathConflict:
         os.close(fd)
         raise
@@ -162,14 +182,36 @@ def _set_permissions(node_fd: int, permissions: _Permissions) -> None:
     link.chmod(permissions.mode)
 
 
-def _permissions(container: Container, node: DeviceNode) -> _Permissions:
-    """Return what the node's runtime would have set: the host's, or a non-root user's (CDI)."""
-    host = Path(node.host_path).lstat()
+def _permissions(container: Container, node: DeviceNode, root: Path) -> _Permissions:
+    """Return what the allocation says, else the node's mode and the container's user (CDI)."""
+    mode = on_node(node.host_path, root).st_mode if node.mode is None else node.mode
     uid, gid = _user(container)
-    mode = stat.S_IMODE(host.st_mode) & _PERMISSIONS
-    if uid == 0:
-        return _Permissions(mode=mode, uid=host.st_uid, gid=host.st_gid)
-    return _Permissions(mode=mode, uid=uid, gid=gid)
+    return _Permissions(
+        mode=stat.S_IMODE(mode) & _PERMISSIONS,
+        uid=uid if node.uid is None else node.uid,
+        gid=gid if node.gid is None else node.gid,
+    )
+
+
+def on_node(host_path: str, root: Path) -> os.stat_result:
+    """Return what stands at a path of the node, which leads over no symlink. Raises OSError."""
+    flags = os.O_PATH | os.O_NOFOLLOW
+    with (
+        closing(os.open(root, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)) as root_fd,
+        closing(openat2(root_fd, host_path, flags=flags, resolve=_RESOLVE)) as fd,
+    ):
+        return os.fstat(fd)
+
+
+def number_on_node(host_path: str, root: Path) -> DeviceNumber | None:
+    """Return the number of a device file of the node; None: there is none."""
+    try:
+        found = on_node(host_path, root)
+    except OSError as error:
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+            return None
+        raise
+    return from_file(found.st_mode, found.st_rdev)
 
 
 def _user(container: Container) -> tuple[int, int]:
@@ -194,45 +236,43 @@ def _directories(path: PurePosixPath) -> Iterator[PurePosixPath]:
     return (parent for parent in reversed(path.parents) if _DEV in parent.parents)
 
 
-def _exists(container: Container, path: PurePosixPath) -> bool:
-    try:
-        with closing(_open_directory(container, path.parent)) as directory_fd:
-            os.stat(path.name, dir_fd=directory_fd, follow_symlinks=False)
-    except FileNotFoundError:
+def _exists(places: Places, path: PurePosixPath) -> bool:
+    fd = places.standing(path)
+    if fd is None:
         return False
+    os.close(fd)
     return True
 
 
-def _make_directory(container: Container, path: PurePosixPath, made: set[str]) -> int:
+def _make_directory(places: Places, path: PurePosixPath, made: set[str]) -> int:
     """Open a directory in or below /dev, making it and those above it where they are missing."""
     with suppress(FileNotFoundError):
-        return _open_directory(container, path)
-    with closing(_make_directory(container, path.parent, made)) as parent_fd:
-        _check_is_private(container, parent_fd, path)
+        return _open_directory(places, path)
+    with closing(_make_directory(places, path.parent, made)) as parent_fd:
+        _check_is_private(places, parent_fd, path)
         with suppress(FileExistsError):
             os.mkdir(path.name, _DIRECTORY_MODE, dir_fd=parent_fd)
             made.add(str(path))
-    return _open_directory(container, path)
+    return _open_directory(places, path)
 
 
-def _open_directory(container: Container, path: PurePosixPath) -> int:
+def _open_directory(places: Places, path: PurePosixPath) -> int:
     """Return an O_PATH descriptor.
 
     Raises PathConflict for anything but directories, FileNotFoundError.
     """
-    flags = os.O_PATH | os.O_DIRECTORY
     try:
-        return openat2(container.root_fd, str(path), flags=flags, resolve=_RESOLVE)
+        return places.open_directory(path)
     except OSError as error:
         if error.errno in {errno.ELOOP, errno.ENOTDIR}:
             raise PathConflict(f"{path} is not a directory, or leads over a symlink") from error
         raise
 
 
-def _check_is_private(container: Container, directory_fd: int, path: PurePosixPath) -> None:
-    device = os.fstat(directory_fd).st_dev
-    with closing(_open_directory(container, _DEV)) as dev_fd:
-        if device != os.fstat(dev_fd).st_dev:
+def _check_is_private(places: Places, directory_fd: int, path: PurePosixPath) -> None:
+    device = facts_of(directory_fd).device
+    with closing(_open_directory(places, _DEV)) as dev_fd:
+        if device != facts_of(dev_fd).device:
             raise UnsupportedRuntime(f"{path} would be made on a volume")
     if device == HOST_DEV.stat().st_dev:
         raise UnsupportedRuntime(f"{path} would be made in the node's own /dev")

@@ -13,6 +13,7 @@ from devicemount_agent.errors import FilterBlocked, UnsupportedRuntime
 from devicemount_agent.graft import filter_v1, filter_v2
 from devicemount_agent.graft.access_check import may_access, refusals
 from devicemount_agent.graft.nodes import open_node
+from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.target import Container, levels
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import DeviceNode
@@ -26,17 +27,17 @@ def verify(container: Container, nodes: Iterable[DeviceNode], *, hold: Path) -> 
     It is there, on no nodev mount, and not denied. Raises PathConflict, UnsupportedRuntime,
     FilterBlocked (naming the cgroup), TargetNotRunning, CheckFailed.
     """
-    nodes = tuple(nodes)
+    nodes, places = tuple(nodes), Places(container)
     with ExitStack() as stack:
-        fds = [stack.enter_context(closing(open_node(container, node))) for node in nodes]
+        fds = [stack.enter_context(closing(open_node(places, node))) for node in nodes]
         for node, fd in zip(nodes, fds, strict=True):
             if os.fstatvfs(fd).f_flag & os.ST_NODEV:  # faccessat would say yes, open(2) EACCES
                 raise UnsupportedRuntime(f"{node.path} is on a nodev mount")
         leaf = levels(container)[-1]
-        asked = [(fd, node.access) for node, fd in zip(nodes, fds, strict=True)]
-        codes = refusals(leaf, asked, hold=hold)
+        ruled = [(node, fd) for node, fd in zip(nodes, fds, strict=True) if node.access]
+        codes = refusals(leaf, [(fd, node.access) for node, fd in ruled], hold=hold)
     container.check()
-    for node, code in zip(nodes, codes, strict=True):
+    for (node, _), code in zip(ruled, codes, strict=True):
         if code:
             raise FilterBlocked(
                 f"{node.path}: {errno.errorcode.get(code, code)}, {_why(container, node)}"

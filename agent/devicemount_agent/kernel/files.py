@@ -11,6 +11,7 @@ import stat
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from devicemount_agent.kernel.syscall import number, syscall
@@ -20,9 +21,16 @@ SYS_STATFS = number(x86_64=137, aarch64=43)
 SYS_STATX = number(x86_64=332, aarch64=291)
 
 AT_STATX_DONT_SYNC = ctypes.c_long(0x4000)
+AT_EMPTY_PATH = 0x1000
 STATX_TYPE = ctypes.c_long(0x1)
+STATX_MODE = 0x2
+STATX_INO = 0x100
+STATX_SIZE = 0x200
+STATX_MNT_ID = 0x1000
+STATX_ATTR_MOUNT_ROOT = 0x2000
 CGROUP2_SUPER_MAGIC = 0x63677270
 
+RESOLVE_NO_XDEV = 0x01
 RESOLVE_NO_MAGICLINKS = 0x02
 RESOLVE_NO_SYMLINKS = 0x04
 RESOLVE_IN_ROOT = 0x10
@@ -30,6 +38,9 @@ RESOLVE_IN_ROOT = 0x10
 _OPEN_HOW = struct.Struct("<QQQ")
 _OPENAT2_ATTEMPTS = 64  # EAGAIN: a rename or mount anywhere raced with the walk
 _STATX_SIZE_BYTES = 256
+_STATX = struct.Struct(
+    "<8xQ4xI4xH2xQQ80xIIIIQ"
+)  # attributes, uid, mode, ino, size, rdev's two, dev's two, mnt_id
 _STATX_MODE_AND_RDEV = struct.Struct("<28xH98xII")  # stx_mode, stx_rdev_major, stx_rdev_minor
 _STATFS_SIZE_BYTES = 256
 _STATFS_TYPE = struct.Struct("<q")  # f_type, at 0
@@ -44,6 +55,40 @@ def closing(fd: int) -> Iterator[int]:
         os.close(fd)
 
 
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """What a descriptor holds, as the kernel has it cached: no file's server is asked."""
+
+    mode: int
+    uid: int
+    size_bytes: int
+    device: int  # st_dev, and with the inode which file it is
+    inode: int
+    number: int  # st_rdev, of a device file
+    mount_id: int  # as mountinfo has it
+    is_mount_root: bool
+
+
+def facts_of(fd: int) -> FileFacts:
+    """Return what an O_PATH descriptor holds. Linux 5.8."""
+    buffer = ctypes.create_string_buffer(_STATX_SIZE_BYTES)
+    wanted = STATX_TYPE.value | STATX_MODE | STATX_INO | STATX_SIZE | STATX_MNT_ID
+    flags = AT_STATX_DONT_SYNC.value | AT_EMPTY_PATH
+    syscall(SYS_STATX, fd, b"", flags, wanted, buffer, path=f"descriptor {fd}")
+    attributes, uid, mode, inode, size, *numbers, mount_id = _STATX.unpack_from(buffer)
+    of_major, of_minor, major, minor = numbers
+    return FileFacts(
+        mode=mode,
+        uid=uid,
+        size_bytes=size,
+        device=os.makedev(major, minor),
+        inode=inode,
+        number=os.makedev(of_major, of_minor),
+        mount_id=mount_id,
+        is_mount_root=bool(attributes & STATX_ATTR_MOUNT_ROOT),
+    )
+
+
 def openat2(dir_fd: int, path: str, *, flags: int, resolve: int) -> int:
     """Open `path` below `dir_fd` as openat2(2) does; the caller closes what it returns."""
     how = _OPEN_HOW.pack(flags | os.O_CLOEXEC, 0, resolve)
@@ -54,6 +99,27 @@ def openat2(dir_fd: int, path: str, *, flags: int, resolve: int) -> int:
             if error.errno != errno.EAGAIN:
                 raise
     raise OSError(errno.EAGAIN, "renames keep racing with the walk", path)
+
+
+@contextmanager
+def regular_file(path: str | Path, *, flags: int = 0) -> Iterator[int]:
+    """Open a regular file for reading. Raises OSError for anything else, without opening it.
+
+    A pipe would be waited for, and a device can do something when it is opened. `flags` may hold
+    O_NOFOLLOW, where others may write in the directory.
+    """
+    with closing(os.open(path, os.O_PATH | os.O_CLOEXEC | flags)) as path_fd:
+        if not stat.S_ISREG(os.fstat(path_fd).st_mode):
+            raise OSError(errno.EINVAL, "is no regular file", str(path))
+        fd = os.open(f"/proc/self/fd/{path_fd}", os.O_RDONLY | os.O_CLOEXEC)
+    with closing(fd):
+        yield fd
+
+
+def beginning_of(fd: int, *, limit_bytes: int) -> bytes:
+    """Return what stands in a file from here on, at most so much."""
+    with os.fdopen(os.dup(fd), "rb") as file:
+        return file.read(limit_bytes)
 
 
 def device_files(directory: str) -> Iterator[tuple[str, int, int]]:

@@ -23,9 +23,24 @@ def number(*, x86_64: int, aarch64: int) -> ctypes.c_long:
 
 def syscall(call: ctypes.c_long, *args: int | ctypes.c_long | bytes | Buffer, path: str) -> int:
     """Make one system call; `path` is only what the error will name. Raises OSError."""
-    words = [ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args]
-    result: int = _libc.syscall(call, *words)
+    result = made(prepared(call, *args))
     if result < 0:
-        code = ctypes.get_errno()
-        raise OSError(code, os.strerror(code), path)
+        raise OSError(-result, os.strerror(-result), path)
     return result
+
+
+Prepared = tuple[ctypes.c_long | bytes | Buffer, ...]
+
+
+def prepared(call: ctypes.c_long, *args: int | ctypes.c_long | bytes | Buffer) -> Prepared:
+    """Return a call that only has to be made."""
+    return (call, *(ctypes.c_long(arg) if isinstance(arg, int) else arg for arg in args))
+
+
+def made(call: Prepared) -> int:
+    """Make a prepared call; return what it returns, or -errno.
+
+    No text is looked up for an error: that could open files by name (kernel/namespace.py).
+    """
+    result: int = _libc.syscall(*call)
+    return result if result >= 0 else -ctypes.get_errno()

@@ -58,4 +58,4 @@ async def _judge(suspects: Iterable[Grant], pod_resources: PodResources, mounts:
         other = other_with(listing, grant.target.namespace, grant.shadow.name, grant.ids())
         if other is not None:
             log.error(line("found device elsewhere", **facts(grant), other="/".join(other)))
-            await mounts.lose(grant.shadow.uid)
+            mounts.lose(grant.shadow.uid)

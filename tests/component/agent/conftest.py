@@ -17,6 +17,7 @@ from devicemount_agent.__main__ import Agent
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.model import PodUID
 from devicemount_agent.settings import Settings
+from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
@@ -172,7 +173,7 @@ class Node:
         stopped = asyncio.Event()
         agent = Agent(self.settings)
         running = asyncio.create_task(agent.run(stopped))
-        channel = agent_channel(self.settings.listen, self.authority_of("devicemount-operator"))
+        channel = agent_channel(self.settings.listen, self.identity_of("devicemount-operator"))
         self.stub = agent_pb2_grpc.AgentStub(channel)  # type: ignore[assignment]
         try:
             async with asyncio.timeout(DEADLINE_S):
@@ -186,6 +187,9 @@ class Node:
             stopped.set()
             await running
             await agent.close()
+
+    def identity_of(self, name: str) -> Identity:
+        return Identity.from_directory(self.authority_of(name))
 
     def authority_of(self, name: str) -> Path:
         directory = self.directory / f"tls-{name}"
@@ -206,6 +210,8 @@ async def node(
     monkeypatch.setattr("devicemount_agent.graft.shape.NODE_PROCESS", Path("/proc/self"))
     plugins = tmp_path / "device-plugins"
     plugins.mkdir()
+    with socket.socket(socket.AF_UNIX) as registration:  # its file is what counts, and stays
+        registration.bind(str(plugins / "kubelet.sock"))
     made = Node(
         directory=tmp_path,
         settings=Settings(
@@ -213,6 +219,9 @@ async def node(
             health_port=free_port(),
             tls_directory=authority.issue("devicemount-agent", tmp_path / "tls"),
             journal_directory=tmp_path / "run",
+            files_directory=tmp_path / "files",
+            profiles_directory=tmp_path / "profiles",
+            node_root=Path("/"),
             cri_socket=tmp_path / "cri.sock",
             device_plugins_directory=plugins,
             pod_resources_socket=tmp_path / "kubelet.sock",

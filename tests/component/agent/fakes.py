@@ -98,6 +98,8 @@ class FakeKubelet(podresources_pb2_grpc.PodResourcesListerServicer):
         self.directory = directory
         self.entries: list[dict[str, object]] = []
         self.shown: dict[tuple[str, str], tuple[str, Mapping[str, list[str]]]] = {}
+        self.registered: dict[str, list[str]] = {}  # resource -> healthy ids
+        self.ended: set[str] = set()  # whose plugin is gone: the checkpoint does not say so
         self.lists = 0
         self.refusals: list[tuple[grpc.StatusCode, str]] = []  # answered first, one a call
         self.on_list: list[asyncio.Event] = []  # each lets one call pass when it is set
@@ -130,15 +132,28 @@ class FakeKubelet(podresources_pb2_grpc.PodResourcesListerServicer):
         self.shown[pod.namespace, pod.name] = (container, {resource: list(nodes)})
         self.write()
 
+    def healthy(self, resource: str, *ids: str) -> None:
+        """A device plugin says which of its devices are healthy."""
+        self.registered[resource] = list(ids)
+        self.write()
+
     def forget(self, pod: FakePod) -> None:
         """The pod is gone; its entry stays in the file, as dead pods' do."""
         self.shown.pop((pod.namespace, pod.name))
 
     def write(self) -> None:
         new = self.directory / ".kubelet_internal_checkpoint1"
-        data = {"PodDeviceEntries": self.entries or None, "RegisteredDevices": {}}
+        data = {"PodDeviceEntries": self.entries or None, "RegisteredDevices": self.registered}
         new.write_text(json.dumps({"Data": data, "Checksum": 1}))
         new.rename(self.directory / "kubelet_internal_checkpoint")
+
+    async def GetAllocatableResources(self, request, context):  # type: ignore[no-untyped-def]
+        devices = (
+            podresources_pb2.ContainerDevices(resource_name=resource, device_ids=ids)
+            for resource, ids in self.registered.items()
+            if resource not in self.ended
+        )
+        return podresources_pb2.AllocatableResourcesResponse(devices=devices)
 
     async def List(self, request, context):  # type: ignore[no-untyped-def]
         self.lists += 1

@@ -7,6 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 
@@ -19,7 +20,7 @@ METHODS = {method.name: method for method in pb.DESCRIPTOR.services_by_name["Age
 async def called(node: Node, method: str, directory: Path) -> grpc.StatusCode:
     """Call with the certificate of that directory; say how it was answered."""
     described = METHODS[method]
-    async with agent_channel(node.settings.listen, directory) as channel:
+    async with agent_channel(node.settings.listen, Identity.from_directory(directory)) as channel:
         call = channel.unary_unary(
             f"/{described.containing_service.full_name}/{method}",
             request_serializer=lambda _: b"",

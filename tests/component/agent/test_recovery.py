@@ -44,7 +44,7 @@ async def killed_at(node: Node, point: Failpoint) -> "AsyncIterator[agent_pb2_gr
     for field in fields(node.settings):
         environment[f"DM_{field.name.upper()}"] = str(getattr(node.settings, field.name))
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, env=environment)
-    channel = agent_channel(node.settings.listen, node.authority_of("devicemount-operator"))
+    channel = agent_channel(node.settings.listen, node.identity_of("devicemount-operator"))
     try:
         async with asyncio.timeout(2 * DEADLINE_S):
             await channel.channel_ready()

@@ -3,16 +3,22 @@
 
 import os
 import stat
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 
 from devicemount_agent.errors import NotAllowed, PathConflict, UnsupportedRuntime
 from devicemount_agent.graft import graft
+from devicemount_agent.graft.places import Places
+from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import DeviceNode, DeviceNumber
 
 from .containers import Box, Lab
+from .waiting import DEADLINE_S
 
 ATTEMPTS = 500
 
@@ -188,18 +194,36 @@ def test_owner_and_mode_are_the_hosts(box: Box, vcsa: DeviceNode, tmp_path: Path
     make_node(host, vcsa.number)
     os.chown(host, 0, 42)
     host.chmod(0o660)
-    graft.place(box, [replace(vcsa, host_path=str(host))])
+    graft.place(box, [replace(vcsa, host_path=str(host), uid=0, gid=42)])
     found = os.lstat(box.root / "dev/vcsa")
     assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (0, 42, 0o660)
 
 
-def test_a_user_that_is_not_root_owns_its_node(box: Box, vcsa: DeviceNode) -> None:
+def test_where_no_owner_is_said_the_containers_user_owns_it(box: Box, vcsa: DeviceNode) -> None:
     box.inside.tell("become", 1000, 2000)
     graft.place(box, [vcsa])
     found = os.lstat(box.root / "dev/vcsa")
     host = Path("/dev/vcsa").stat()
     assert (found.st_uid, found.st_gid) == (1000, 2000)
     assert stat.S_IMODE(found.st_mode) == stat.S_IMODE(host.st_mode)
+
+
+def test_owner_and_mode_of_the_allocation_win(box: Box, vcsa: DeviceNode) -> None:
+    box.inside.tell("become", 1000, 2000)
+    said = replace(vcsa, host_path="/dev/absent", mode=0o640, uid=7)
+    graft.place(box, [said])
+    found = os.lstat(box.root / "dev/vcsa")
+    assert (found.st_uid, found.st_gid, stat.S_IMODE(found.st_mode)) == (7, 2000, 0o640)
+
+
+def test_the_hosts_node_is_looked_for_where_the_node_is_seen(
+    box: Box, vcsa: DeviceNode, tmp_path: Path
+) -> None:
+    (tmp_path / "run/driver").mkdir(parents=True)
+    make_node(tmp_path / "run/driver/vcsa", vcsa.number)
+    (tmp_path / "run/driver/vcsa").chmod(0o604)
+    graft.place(box, [replace(vcsa, host_path="/run/driver/vcsa")], root=tmp_path)
+    assert stat.S_IMODE(os.lstat(box.root / "dev/vcsa").st_mode) == 0o604
 
 
 def test_where_the_container_has_ended_there_is_nothing_to_remove(
@@ -209,3 +233,49 @@ def test_where_the_container_has_ended_there_is_nothing_to_remove(
     box.inside.process.kill()
     box.inside.process.wait()
     graft.displace(box, [vcsa], made)
+
+
+@pytest.fixture
+def silent(v1: Lab) -> Iterator[tuple[Box, int]]:
+    """A container that can mount a file server which never answers, and the server's end."""
+    with closing(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)) as fd:
+        yield v1.container(pass_fds=(fd,)), fd
+
+
+@pytest.mark.parametrize(
+    ("target", "mode"),
+    [("/dev", "40000"), ("/dev/dri", "40000"), ("/dev/dri/vcsa", "100000")],
+)
+def test_a_file_server_of_the_containers_is_not_waited_for(
+    silent: tuple[Box, int], vcsa: DeviceNode, target: str, mode: str
+) -> None:
+    box, fd = silent
+    (box.root / "dev/dri").mkdir()
+    (box.root / "dev/dri/vcsa").touch()
+    box.inside.tell("mount_silent_server", target, fd, mode)
+    node = moved(vcsa, "/dev/dri/vcsa")
+
+    def all_steps() -> None:
+        for step in (
+            lambda: graft.missing(box, [node]),
+            lambda: graft.place(box, [node]),
+            lambda: graft.displace(box, [node], frozenset({"/dev/dri", node.path})),
+        ):
+            with suppress(UnsupportedRuntime, PathConflict):
+                step()
+
+    asked = threading.Thread(target=all_steps, daemon=True)
+    asked.start()
+    asked.join(DEADLINE_S)
+    assert not asked.is_alive()
+
+
+def test_nor_is_one_that_was_mounted_after_the_look_at_the_mounts(
+    silent: tuple[Box, int],
+) -> None:
+    box, fd = silent
+    (box.root / "dev/dri").mkdir()
+    places = Places(box)
+    box.inside.tell("mount_silent_server", "/dev/dri", fd, "40000")
+    with pytest.raises(UnsupportedRuntime, match="has just been made"):
+        places.standing(PurePosixPath("/dev/dri/card0"))

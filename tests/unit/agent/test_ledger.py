@@ -22,14 +22,19 @@ from devicemount_agent.ledger import (
     after,
     compacted,
     records_of,
+    renumbered,
 )
 from devicemount_agent.model import (
     Access,
+    Bound,
     ContainerID,
     Device,
     DeviceID,
     DeviceNode,
     DeviceNumber,
+    Edits,
+    EnvVar,
+    Link,
     MountUID,
     PodUID,
     ResourceName,
@@ -189,3 +194,60 @@ def test_a_commit_keeps_what_was_inherited_since_the_intent() -> None:
         Granted(former), Granted(grant(B, "/dev/fuse")), Removed(A), Committed(B, frozenset(), 1)
     )
     assert state.grants[B].made == {"/dev/fuse"}
+
+
+LIBRARY = Bound("/usr/lib/one.so", "/usr/lib/one.so", device=1, inode=2, attributes=7)
+
+
+def test_a_commit_says_where_mounts_were_found() -> None:
+    intent = replace(grant(A, "/dev/fuse"), bound=frozenset({LIBRARY}))
+    found = replace(LIBRARY, mount_id=77)
+    committed = Committed(A, frozenset(), 1, frozenset({found}))
+    assert ledger(Granted(intent), committed).grants[A].bound == {found}
+    assert ledger(Granted(intent), Committed(A, frozenset(), 1)).grants[A].bound == {LIBRARY}
+
+
+def test_a_mount_point_that_another_grant_needs_is_now_that_ones() -> None:
+    one = replace(
+        grant(A, "/dev/fuse"),
+        bound=frozenset({LIBRARY}),
+        linked=frozenset({Link("/usr/lib/l", "one.so")}),
+        made=frozenset({"/usr/lib", "/usr/lib/one.so", "/usr/lib/l"}),
+    )
+    other = replace(grant(B, "/dev/fuse"), bound=frozenset({LIBRARY}))
+    after_one = ledger(Granted(one), Granted(other), Removed(A))
+    assert after_one.grants[B].made == {"/usr/lib", "/usr/lib/one.so"}
+
+
+def test_a_node_without_access_has_no_rule_and_no_holders() -> None:
+    none = grant(A, "/dev/fuse", access=Access.NONE)
+    assert none.access() == {}
+    assert none.numbers() == set()
+
+
+def test_what_is_withheld_has_no_rule_and_may_still_be_held() -> None:
+    withheld = replace(grant(A, "/dev/fuse"), withheld=frozenset({"/dev/fuse"}))
+    assert withheld.access() == {}
+    assert withheld.present() == ()
+    assert withheld.numbers() == {FUSE}
+
+
+def test_a_device_that_is_back_has_its_new_number() -> None:
+    held = replace(
+        grant(A, "/dev/fuse", "/dev/control"),
+        withheld=frozenset({"/dev/fuse"}),
+        stage=Stage.COMMITTED,
+    )
+    new = DeviceNumber("c", 10, 230)
+    back = renumbered(held, {"/dev/fuse": new})
+    assert [node.number for node in back.nodes()] == [new, FUSE]
+    assert (back.withheld, back.stage) == (frozenset(), Stage.INTENT)
+
+
+def test_edits_of_several_devices_count_once() -> None:
+    shared = Edits(links=(Link("/l", "x"),), env=(EnvVar("A", "1"),))
+    base = grant(A, "/dev/fuse")
+    devices = tuple(replace(device, edits=shared) for device in base.devices * 2)
+    own = replace(devices[1], edits=Edits(env=(EnvVar("A", "2"),)))
+    edits = replace(base, devices=(*devices, own)).edits()
+    assert edits == Edits(links=(Link("/l", "x"),), env=(EnvVar("A", "1"), EnvVar("A", "2")))
