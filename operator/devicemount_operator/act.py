@@ -141,7 +141,14 @@ class Actor:
         if not isinstance(target, TargetPod):
             raise TypeError("a shadow pod is decided on only after the target was read")
         image = self._settings.hold_image
-        body = shadow_pod.build(mount, target=target, ordinal=ordinal, image=image)
+        body = shadow_pod.build(
+            mount,
+            target=target,
+            ordinal=ordinal,
+            image=image,
+            pull_secret=self._settings.hold_pull_secret,
+            priority_class=subject.observation.priority_class,
+        )
         namespace, name = mount.metadata.namespace, body["metadata"]["name"]
         try:
             return await self._cluster.create_pod(namespace, body)
@@ -175,6 +182,7 @@ class Actor:
             shadow_name=shadow.key.name,
             shadow_uid=shadow.uid,
             resources=spec.resources.limits,
+            accept_env_file=spec.reservation.accept_env_file,
         )
         memory = subject.memory
         memory.end_apply()

@@ -9,9 +9,8 @@ table.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 import grpc
@@ -19,9 +18,11 @@ import grpc.aio
 
 from devicemount_agent_api import tls
 from devicemount_agent_api.errors import reason_of
+from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.v1 import agent_pb2, agent_pb2_grpc
 from devicemount_operator.decide.decision import RemovePolicy
 from devicemount_operator.decide.observation import (
+    Concern,
     ContainerID,
     Device,
     DeviceNode,
@@ -31,13 +32,16 @@ from devicemount_operator.decide.observation import (
     NodeName,
     Place,
     PodUID,
+    ResourceFacts,
 )
 from devicemount_operator.election import Epoch
 from devicemount_operator.errors import DeviceMountError
-from devicemount_operator.reasons import Reason
+from devicemount_operator.handshake import Handshake, explain, shake_hands
+from devicemount_operator.reasons import Reason, trouble
 
 Answer = TypeVar("Answer")
 
+LOOK_S = 3.0  # many dead nodes share few threads: no call waits longer to learn why one is silent
 CONNECT_S = 2.0  # a restarted agent is back within it; the deadline of a call is for its work
 
 _PHASES: Mapping[int, GrantPhase] = {
@@ -76,6 +80,7 @@ class ApplyCall:
     shadow_name: str
     shadow_uid: PodUID
     resources: Mapping[str, int]
+    accept_env_file: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,50 +113,95 @@ class Deadlines:
 
 @dataclass(slots=True)
 class _Peer:
+    ip: str
     address: str
     channel: grpc.aio.Channel
     stub: "agent_pb2_grpc.AgentAsyncStub"
+    look: "asyncio.Future[Handshake] | None" = None  # of one who found it silent
 
 
 class Agents:
     """The node agents that have an address now."""
 
-    def __init__(
-        self, *, epoch: Epoch, tls_directory: Path, port: int, deadlines: Deadlines
-    ) -> None:
+    def __init__(self, *, epoch: Epoch, port: int, deadlines: Deadlines) -> None:
         self._epoch = agent_pb2.Epoch(
             lease_created_ns=epoch.lease_created_ns,
             lease_uid=epoch.lease_uid,
             transitions=epoch.transitions,
         )
-        self._tls_directory = tls_directory
         self._port = port
         self._deadlines = deadlines
         self._revisions = itertools.count()
-        self._peers: dict[NodeName, _Peer] = {}
+        self._identity: Identity | None = None
+        self._lacking = "the operator has no certificate yet"
+        self._ips: dict[NodeName, str] = {}
+        self._peers: dict[NodeName, _Peer] = {}  # of those that have an address, all or none
+        self._retiring: set[asyncio.Task[None]] = set()
 
     def nodes(self) -> frozenset[NodeName]:
         """Return the nodes whose agent has an address."""
-        return frozenset(self._peers)
+        return frozenset(self._ips)
+
+    # Certificates
+
+    def use(self, identity: Identity) -> None:
+        """Connect anew with this; calls in flight end on the connection that they have."""
+        if identity == self._identity:
+            return
+        self._identity = identity
+        for peer in self._peers.values():
+            self._retire(peer)
+        self._peers = {node: self._connect(ip, identity) for node, ip in self._ips.items()}
+
+    def lack(self, why: str) -> None:
+        """Say why there is no identity to use, for those who would need one."""
+        self._lacking = why or self._lacking
+
+    def keep_warm(self) -> None:
+        """Connect again where an agent has ended an old connection and nobody has called since."""
+        for peer in self._peers.values():
+            peer.channel.get_state(try_to_connect=True)
+
+    async def shake_hands(self) -> dict[NodeName, Handshake]:
+        """Return what each agent shows."""
+        if (identity := self._identity) is None:
+            return {}
+        ips = dict(self._ips)
+        looks = (asyncio.to_thread(shake_hands, ip, self._port, identity) for ip in ips.values())
+        return dict(zip(ips, await asyncio.gather(*looks), strict=True))
 
     async def moved(self, node: NodeName, ip: str) -> None:
         """Use this address for the node from now on, and connect before it is needed."""
-        address = f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
-        if (peer := self._peers.get(node)) is not None and peer.address == address:
+        if self._ips.get(node) == ip:
             return
         await self.left(node)
-        channel = tls.agent_channel(address, self._tls_directory)
-        self._peers[node] = _Peer(address, channel, agent_pb2_grpc.AgentStub(channel))
-        channel.get_state(try_to_connect=True)
+        self._ips[node] = ip
+        if self._identity is not None:
+            self._peers[node] = self._connect(ip, self._identity)
 
     async def left(self, node: NodeName) -> None:
         """Forget the node's agent; calls in flight end as AgentUnavailable."""
+        self._ips.pop(node, None)
         if (peer := self._peers.pop(node, None)) is not None:
             await peer.channel.close(grace=None)
 
     async def close(self) -> None:
-        for node in tuple(self._peers):
+        for node in tuple(self._ips):
             await self.left(node)
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
+
+    def _connect(self, ip: str, identity: Identity) -> _Peer:
+        address = f"[{ip}]:{self._port}" if ":" in ip else f"{ip}:{self._port}"
+        channel = tls.agent_channel(address, identity)
+        channel.get_state(try_to_connect=True)
+        return _Peer(ip, address, channel, agent_pb2_grpc.AgentStub(channel))
+
+    def _retire(self, peer: _Peer) -> None:
+        task = asyncio.ensure_future(peer.channel.close(grace=self._deadlines.apply_s))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
 
     async def apply(self, call: ApplyCall) -> MountGrants:
         """Return the state once the devices are usable in the target. Raises AgentError."""
@@ -171,6 +221,7 @@ class Agents:
             ],
             epoch=self._epoch,
             revision=next(self._revisions),
+            accept_env_file=call.accept_env_file,
         )
         node, timeout_s = call.place.node, self._deadlines.apply_s
         state = await self._ask(
@@ -204,29 +255,67 @@ class Agents:
         )
         return tuple(_mount_grants(state, node=node) for state in answer.mounts)
 
+    async def facts(self, node: NodeName, resources: Iterable[str]) -> tuple[ResourceFacts, ...]:
+        """Return what the node says of these resources; nothing where its agent is too old to be
+        asked. Raises AgentError."""
+        request = agent_pb2.NodeRequest(resources=resources)
+        timeout_s = self._deadlines.list_s
+        answer = await self._ask(node, lambda stub: _node(stub, request, timeout_s=timeout_s))
+        return tuple(_facts(state) for state in answer.resources)
+
     async def _ask(
         self,
         node: NodeName,
         call: "Callable[[agent_pb2_grpc.AgentAsyncStub], Awaitable[Answer]]",
     ) -> Answer:
         """Connect if need be, and call: a dead node is told within CONNECT_S. Raises AgentError."""
-        peer = self._peers.get(node)
-        if peer is None:
+        if node not in self._ips:
             raise AgentError(Reason.AGENT_UNAVAILABLE, f"no agent runs on node {node}")
+        if (peer := self._peers.get(node)) is None:
+            raise AgentError(Reason.AGENT_UNAVAILABLE, self._lacking)
         try:
             if peer.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
                 await asyncio.wait_for(peer.channel.channel_ready(), CONNECT_S)
             return await call(peer.stub)
         except TimeoutError as error:
-            message = f"the agent of node {node} does not answer at {peer.address}"
+            message = await self._silence(node, peer)
             raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
         except (asyncio.CancelledError, grpc.aio.UsageError) as error:
             if _is_cancelled():
                 raise
+            if isinstance(error, grpc.aio.UsageError) and self._is_replaced(node, peer):
+                return await self._ask(node, call)
             message = f"the agent of node {node} left {peer.address}"
             raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
         except grpc.aio.AioRpcError as error:
             raise _agent_error(error, node=node) from error
+
+    def _is_replaced(self, node: NodeName, peer: _Peer) -> bool:
+        """Tell whether the same agent is reached by another channel now: nothing was sent yet."""
+        now = self._peers.get(node)
+        return now is not None and now is not peer and now.address == peer.address
+
+    async def _silence(self, node: NodeName, peer: _Peer) -> str:
+        """Say why an agent does not answer: certificates, if it is these."""
+        silent = f"the agent of node {node} does not answer at {peer.address}"
+        if (identity := self._identity) is None:
+            return silent
+        if peer.look is None or peer.look.done():  # one for all who wait for this agent
+            look = asyncio.to_thread(shake_hands, peer.ip, self._port, identity)
+            peer.look = asyncio.ensure_future(look)
+        done, _ = await asyncio.wait({peer.look}, timeout=LOOK_S)
+        return explain(peer.look.result(), identity, node=node) or silent if done else silent
+
+
+async def _node(
+    stub: "agent_pb2_grpc.AgentAsyncStub", request: agent_pb2.NodeRequest, *, timeout_s: float
+) -> agent_pb2.NodeState:
+    try:
+        return await stub.Node(request, timeout=timeout_s, wait_for_ready=True)
+    except grpc.aio.AioRpcError as error:
+        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            return agent_pb2.NodeState()
+        raise
 
 
 def _is_cancelled() -> bool:
@@ -238,11 +327,10 @@ def _is_cancelled() -> bool:
 def _agent_error(error: grpc.aio.AioRpcError, *, node: NodeName) -> AgentError:
     """An error with a reason is the agent's; any other the transport's, or the deadline's."""
     details = error.details() or error.code().name
-    try:
-        return AgentError(Reason(reason_of(error)), details)
-    except ValueError:
-        message = f"the agent of node {node}: {details} ({error.code().name})"
-        return AgentError(Reason.AGENT_UNAVAILABLE, message)
+    if (reason := trouble(reason_of(error))) is not None:
+        return AgentError(reason, details)
+    message = f"the agent of node {node}: {details} ({error.code().name})"
+    return AgentError(Reason.AGENT_UNAVAILABLE, message)
 
 
 def _key(mount_uid: str, place: Place) -> agent_pb2.MountKey:
@@ -272,6 +360,7 @@ def _grant(state: agent_pb2.MountState, shadow: agent_pb2.ShadowState, place: Pl
         devices=tuple(_device(device) for device in shadow.devices),
         holders=tuple(_holder(holder) for holder in shadow.holders),
         holders_total=shadow.holders_total,
+        concerns=tuple(Concern(reason=c.reason, message=c.message) for c in shadow.concerns),
         container_id=ContainerID(state.container_id) if state.container_id else None,
         granted_wall=state.granted_unix_ns / 1e9 if state.granted_unix_ns else None,
         timings_ms={step: us / 1000 for step, us in sorted(state.timings_us.items())},
@@ -283,7 +372,24 @@ def _device(device: agent_pb2.Device) -> Device:
         DeviceNode(path=n.path, type=n.type, major=n.major, minor=n.minor, access=n.access)
         for n in device.nodes
     )
-    return Device(resource=device.resource, id=device.id, nodes=nodes)
+    return Device(
+        resource=device.resource,
+        id=device.id,
+        nodes=nodes,
+        mounts=tuple(device.mounts),
+        env_file=device.env_file,
+        health=device.health,
+    )
+
+
+def _facts(state: agent_pb2.ResourceState) -> ResourceFacts:
+    return ResourceFacts(
+        resource=state.resource,
+        serialised=state.serialised,
+        env_only=state.env_only,
+        refused=state.refused,
+        driver_missing=state.driver_missing,
+    )
 
 
 def _holder(holder: agent_pb2.Holder) -> Holder:

@@ -204,7 +204,7 @@ def _matters(raw: JsonObject) -> tuple[Any, ...]:
         meta.get("ownerReferences"),
         [spec.get(name) for name in ("nodeName", "schedulingGates")],
         [container["image"] for container in spec["containers"]],
-        [status.get(name) for name in ("phase", "reason", "message")],
+        [status.get(n) for n in ("phase", "reason", "message", "extendedResourceClaimStatus")],
         [(c["status"], c.get("message")) for c in scheduled],
         hold,
     )

@@ -89,6 +89,21 @@ class Cluster:
     async def get_node(self, name: str) -> JsonObject:
         return await self._call("GET", f"/api/v1/nodes/{name}")
 
+    async def get_priority_class(self, name: str) -> JsonObject:
+        return await self._call("GET", f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
+
+    # Secrets, of the operator's own namespace
+
+    async def get_secret(self, key: ObjectKey) -> JsonObject:
+        return await self._call("GET", _secret(key))
+
+    async def create_secret(self, namespace: str, body: JsonObject) -> JsonObject:
+        return await self._call("POST", f"/api/v1/namespaces/{namespace}/secrets", body)
+
+    async def replace_secret(self, key: ObjectKey, body: JsonObject) -> JsonObject:
+        """Write a Secret; Conflict unless the body's resourceVersion is the current one."""
+        return await self._call("PUT", _secret(key), body)
+
     # Events
 
     async def create_event(self, namespace: str, body: JsonObject) -> JsonObject:
@@ -153,6 +168,10 @@ def _mount(key: ObjectKey) -> str:
 
 def _pod(key: ObjectKey) -> str:
     return f"/api/v1/namespaces/{key.namespace}/pods/{key.name}"
+
+
+def _secret(key: ObjectKey) -> str:
+    return f"/api/v1/namespaces/{key.namespace}/secrets/{key.name}"
 
 
 def _lease(key: ObjectKey) -> str:

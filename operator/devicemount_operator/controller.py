@@ -17,8 +17,10 @@ from devicemount_operator.act import Actor
 from devicemount_operator.agent_pods import AgentPods
 from devicemount_operator.agents import Agents, Deadlines
 from devicemount_operator.caches import Mounts, Shadows
+from devicemount_operator.certificates import Keeper, Mounted, Own, Source
 from devicemount_operator.cluster import Cluster, agent_pods, shadow_pods
 from devicemount_operator.election import Election, Epoch
+from devicemount_operator.facts import NodeFacts
 from devicemount_operator.memory import Memories
 from devicemount_operator.observe import Observer
 from devicemount_operator.orphans import Orphans
@@ -29,6 +31,7 @@ from devicemount_operator.recorder import Recorder
 from devicemount_operator.reflector import Changed, Listed, Reflector, Selection
 from devicemount_operator.settings import Settings
 from devicemount_operator.transport import JsonObject, Transport, sleep_for
+from devicemount_operator.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +54,7 @@ class Health:
         """Say what is missing."""
         if self.controller is None:
             return "waiting for the Lease"
-        return "" if self.controller.synced else "reading what exists"
+        return self.controller.amiss()
 
 
 class Controller:
@@ -80,7 +83,6 @@ class Controller:
         self._listed = {name: asyncio.Event() for name in ("shadow pods", "agents")}
         self._agents = Agents(
             epoch=epoch,
-            tls_directory=settings.tls_directory,
             port=settings.agent_port,
             deadlines=Deadlines(
                 apply_s=settings.apply_timeout_s,
@@ -88,7 +90,13 @@ class Controller:
                 list_s=settings.list_timeout_s,
             ),
         )
+        self._certificates = Keeper(
+            source=self._certificate_source(),
+            agents=self._agents,
+            interval_s=settings.certificates_s,
+        )
         self._agent_pods = AgentPods(self._agents)
+        self._facts = NodeFacts(self._agents)
         self._queue: WorkQueue[str] = WorkQueue(
             self._reconciler().reconcile, workers=settings.workers
         )
@@ -113,10 +121,15 @@ class Controller:
         ]
         return f"no sign of life from the watch of {', '.join(dead)}" if dead else ""
 
+    def amiss(self) -> str:
+        """Say what keeps this from working as it should."""
+        return self._certificates.amiss() if self.synced else "reading what exists"
+
     async def run(self) -> None:
         """Work until told to stop (returns) or until something essential ends (raises it)."""
         work = (
             self._election.renew(),
+            self._certificates.run(),
             self._follow_shadows(),
             self._follow_agents(),
             self._follow_mounts(),
@@ -131,8 +144,20 @@ class Controller:
                     task.cancel()
         finally:
             await self._queue.close()
+            await self._facts.close()
             await self._memories.close()
             await self._agents.close()
+
+    def _certificate_source(self) -> Source:
+        """Where somebody mounts certificates, these; else our own."""
+        if self._settings.tls_directory.is_dir():
+            return Mounted(self._settings.tls_directory)
+        return Own(
+            cluster=self._cluster,
+            agents=self._agents,
+            namespace=self._settings.namespace,
+            agents_listed=self._listed["agents"],
+        )
 
     def _reconciler(self) -> Reconciler:
         settings, cluster = self._settings, self._cluster
@@ -144,6 +169,7 @@ class Controller:
             settings=settings,
             wake=self._wake,
         )
+        turns = Turns(shadows=self._shadows, memories=self._memories, wake=self._wake)
         recorder = Recorder(cluster, identity=settings.identity)
         return Reconciler(
             cluster=cluster,
@@ -153,8 +179,10 @@ class Controller:
             observer=Observer(
                 cluster=cluster,
                 agents=self._agents,
+                facts=self._facts,
+                turns=turns,
                 shadows=self._shadows,
-                hold_image=settings.hold_image,
+                settings=settings,
             ),
             actor=actor,
             orphans=Orphans(
@@ -166,6 +194,7 @@ class Controller:
                 found=self._mount_changed,
             ),
             recorder=recorder,
+            turns=turns,
             again=self._again,
         )
 
@@ -182,10 +211,11 @@ class Controller:
         await self._list_mounts()
         for listed in self._listed.values():
             await listed.wait()
+        await self._certificates.looked.wait()
         nodes = self._agents.nodes()
-        asking = asyncio.gather(*(self._poller.ask(node) for node in nodes))
         try:
-            await asyncio.wait_for(asking, FIRST_LIST_S)
+            async with asyncio.timeout(FIRST_LIST_S):
+                await asyncio.gather(*(self._poller.ask(node) for node in nodes))
         except TimeoutError:
             log.warning("some agents do not answer; going on without")
         for uid in (*self._mounts.uids(), *self._shadows.mounts(), *self._memories.uids()):

@@ -106,6 +106,11 @@ class Memory:
         for uid in (self._given_back() | self.released) - known:
             self._forget(uid)
 
+    def is_chosen(self, shadow_uid: PodUID) -> bool:
+        """Tell whether an agent has said which devices the kubelet chose for a shadow pod."""
+        grant = self._grants.get(shadow_uid)
+        return grant is not None and bool(grant.devices)
+
     def is_empty(self) -> bool:
         """Tell whether nothing of the mount is left at any agent."""
         return self.apply_task is None and self._grants.keys() <= self._given_back()
@@ -153,6 +158,11 @@ class Memories:
     def doubt(self, node: NodeName) -> tuple[str, ...]:
         """Take nothing on that node for granted any more; return the mounts that this concerns."""
         return tuple(uid for uid, memory in self._of.items() if memory.doubt(node))
+
+    def is_chosen(self, mount_uid: str, shadow_uid: PodUID) -> bool:
+        """Tell whether an agent has said which devices the kubelet chose for a shadow pod."""
+        memory = self._of.get(mount_uid)
+        return memory is not None and memory.is_chosen(shadow_uid)
 
     def uids(self) -> tuple[str, ...]:
         return tuple(self._of)

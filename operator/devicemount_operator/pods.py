@@ -8,13 +8,14 @@ Pure. Tolerant of what is absent, since a pod that was just posted has no status
 from collections.abc import Mapping
 from typing import Any
 
+from devicemount_agent_api.labels import ENABLED_LABEL, ENABLED_VALUE
 from devicemount_operator import shadow_pod
 from devicemount_operator.api.v1alpha1 import DeviceMount
 from devicemount_operator.decide.observation import (
     ContainerID,
     ContainerState,
     NodeName,
-    NodeResources,
+    NodeView,
     Place,
     PodPhase,
     PodUID,
@@ -74,6 +75,7 @@ def to_shadow(
         scheduler=spec.get("schedulerName") or "default-scheduler",
         scheduler_text=scheduled.get("message") or "" if scheduled.get("status") == "False" else "",
         gates=tuple(gate["name"] for gate in spec.get("schedulingGates") or ()),
+        claim=(status.get("extendedResourceClaimStatus") or {}).get("resourceClaimName") or "",
         hold_text=_detail(_hold_status(pod)),
         hold_down_since=hold_down_since,
         seen=seen,
@@ -86,13 +88,26 @@ def is_hold_down(pod: Json) -> bool:
     return bool(pod["spec"].get("nodeName")) and not running
 
 
-def to_node(node: Json) -> NodeResources:
-    """Parse what a node offers of extended resources, whole devices only."""
+def is_undecided(pod: Json) -> bool:
+    """Say whether the kubelet may still be choosing devices for the shadow pod.
+
+    It writes nothing of a container into status before it has (1.37, pods are admitted first). A
+    pod that is deleted before a scheduler has placed it never reaches one, however long somebody's
+    finalizer keeps it.
+    """
+    never = "deletionTimestamp" in pod["metadata"] and not pod["spec"].get("nodeName")
+    return _phase(pod) is PodPhase.PENDING and not _hold_status(pod) and not never
+
+
+def to_node(node: Json) -> NodeView:
+    """Parse whether a node is lent to us, and its extended resources, whole devices only."""
     allocatable = (node.get("status") or {}).get("allocatable") or {}
-    return NodeResources(
+    return NodeView(
+        name=NodeName(node["metadata"]["name"]),
+        is_enabled=(node["metadata"].get("labels") or {}).get(ENABLED_LABEL) == ENABLED_VALUE,
         allocatable={
             name: int(n) for name, n in allocatable.items() if "/" in name and n.isdecimal()
-        }
+        },
     )
 
 

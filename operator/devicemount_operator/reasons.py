@@ -2,9 +2,10 @@
 """The one table of reasons: what each means, whether it ends by itself, what to do, how often to
 try again.
 
-A reason is the `reason` of condition Ready, the class name of the error behind it and the label of
-metrics. A message is what is so in this case (made by the check that found it) and then the advice
-of this table. `python -m devicemount_operator.reasons > docs/reasons.md` makes the page.
+A reason is the `reason` of condition Ready (or Degraded), the class name of the error behind it and
+the label of metrics. A message is what is so in this case (made by the check that found it) and
+then the advice of this table. `python -m devicemount_operator.reasons > docs/reasons.md` makes the
+page.
 """
 
 import sys
@@ -28,6 +29,8 @@ class Reason(Enum):
     RESOURCE_UNKNOWN = "ResourceUnknown"
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    DRIVER_MISSING = "DriverMissing"
+    NODE_NOT_ENABLED = "NodeNotEnabled"
     AGENT_UNAVAILABLE = "AgentUnavailable"
     API_UNAVAILABLE = "ApiUnavailable"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
@@ -40,9 +43,16 @@ class Reason(Enum):
     CONTAINER_NOT_FOUND = "ContainerNotFound"
     CONTAINER_AMBIGUOUS = "ContainerAmbiguous"
     NOT_ALLOWED = "NotAllowed"
+    RESERVATION_NOT_ALLOWED = "ReservationNotAllowed"
+    UNSUPPORTED_RESOURCE = "UnsupportedResource"
+    ENV_FILE_NEEDED = "EnvFileNeeded"
+    ALLOCATED_BY_DRA = "AllocatedByDRA"
     PATH_CONFLICT = "PathConflict"
     UNSUPPORTED_RUNTIME = "UnsupportedRuntime"
     FILTER_BLOCKED = "FilterBlocked"
+    LIBRARIES_MISSING = "LibrariesMissing"
+    VERSION_MISMATCH = "VersionMismatch"
+    DEVICE_UNHEALTHY = "DeviceUnhealthy"
 
 
 class Kind(Enum):
@@ -52,6 +62,7 @@ class Kind(Enum):
     SUSPENDED = "suspended"
     WAITING = "waiting"  # ends by itself: Reconciling=True
     PERMANENT = "permanent"  # until the object, its target or a policy changes: Stalled=True
+    DEGRADED = "degraded"  # ready, and yet something is amiss: Degraded=True
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +78,7 @@ class Pace:
 
 
 QUICK: Final = Pace(0.5, 5.0)  # costs one call to an agent
+PATIENT: Final = Pace(1.0, 15.0)  # the same, for what others are to bring
 RESERVATION: Final = Pace(2.0, 50.0)  # costs a pod: ten in five minutes
 SLOW: Final = Pace(10.0, 300.0)  # costs a pod, and nothing is likely to have changed
 
@@ -87,6 +99,10 @@ def _waiting(meaning: str, advice: str, pace: Pace = QUICK) -> Entry:
 
 def _permanent(meaning: str, advice: str, pace: Pace = SLOW) -> Entry:
     return Entry(Kind.PERMANENT, meaning, advice, pace)
+
+
+def _degraded(meaning: str, advice: str) -> Entry:
+    return Entry(Kind.DEGRADED, meaning, advice)
 
 
 _ANOTHER = "delete this DeviceMount and create another one"
@@ -141,6 +157,17 @@ TABLE: Final[dict[Reason, Entry]] = {
         "It mounts when the quota has room: delete what counts against it, or have it raised.",
         RESERVATION,
     ),
+    Reason.DRIVER_MISSING: _waiting(
+        "The node offers none of the resource, and its device plugin says what it does not find.",
+        "It mounts when the device plugin offers the devices: install what is absent.",
+        RESERVATION,
+    ),
+    Reason.NODE_NOT_ENABLED: _waiting(
+        "The target's node has no node agent, since it lacks the label that lends it to "
+        "devicemount.",
+        "It goes on when the node has that label and its agent runs.",
+        PATIENT,
+    ),
     Reason.AGENT_UNAVAILABLE: _waiting(
         "The node agent on the target's node does not answer, or there is none.",
         "It goes on when the agent answers: see the pods of DaemonSet devicemount-agent.",
@@ -160,8 +187,9 @@ TABLE: Final[dict[Reason, Entry]] = {
     ),
     Reason.ALLOCATION_UNKNOWN: _waiting(
         "The device plugin's answer to the kubelet names no device file that is understood.",
-        "It is tried again.",
-        RESERVATION,
+        "The devices stay reserved; it mounts when the CDI spec or the profile that explains them "
+        "arrives.",
+        PATIENT,
     ),
     Reason.DEVICE_BUSY: _waiting(
         "A process has a device open; nothing is taken away.",
@@ -193,6 +221,27 @@ TABLE: Final[dict[Reason, Entry]] = {
         "Have the policy changed, or the pod's namespace; it is tried again now and then.",
         RESERVATION,
     ),
+    Reason.RESERVATION_NOT_ALLOWED: _permanent(
+        "spec.reservation asks for an annotation or a priority that it may not have.",
+        "Leave it out: " + _ANOTHER + "; which annotations are allowed is a setting of the "
+        "operator.",
+    ),
+    Reason.UNSUPPORTED_RESOURCE: _permanent(
+        "The node's profile refuses the resource by name: it cannot be given to a running "
+        "container (yet).",
+        "Ask for another resource: " + _ANOTHER + ".",
+    ),
+    Reason.ENV_FILE_NEEDED: _permanent(
+        "Only environment variables limit or set up the device, and a running process cannot be "
+        "given any.",
+        "To have them in a file that your programs read, set "
+        "spec.reservation.acceptEnvFile: " + _ANOTHER + ".",
+    ),
+    Reason.ALLOCATED_BY_DRA: _permanent(
+        "A driver for dynamic resource allocation serves the resource, not a device plugin: such "
+        "devices cannot be mounted (yet).",
+        "Ask for a resource that a device plugin serves: " + _ANOTHER + ".",
+    ),
     Reason.PATH_CONFLICT: _permanent(
         "Something else stands in the container where the device's file belongs.",
         "Remove it from the container, or use another device; it is tried again now and then.",
@@ -205,7 +254,29 @@ TABLE: Final[dict[Reason, Entry]] = {
         "A device filter above the container's, or one that cannot be extended, denies it.",
         "Allow the device there, or run the container without that filter.",
     ),
+    Reason.LIBRARIES_MISSING: _degraded(
+        "The target container lacks libraries of the device's driver, and the allocation brings "
+        "none.",
+        "Start the target so that it has them: the message names them, and the quick start of the "
+        "vendor says how.",
+    ),
+    Reason.VERSION_MISMATCH: _degraded(
+        "The libraries in the target container do not fit the driver of the node.",
+        "Start the target from an image that fits, or update the driver.",
+    ),
+    Reason.DEVICE_UNHEALTHY: _degraded(
+        "The device plugin says that a mounted device is unhealthy.",
+        "It ends when the plugin says otherwise; the device stays mounted.",
+    ),
 }
+
+
+def trouble(word: str) -> Reason | None:
+    """Return the reason that another's word names, if it is one for not being ready."""
+    found = next((reason for reason in Reason if reason.value == word), None)
+    if found is None or TABLE[found].kind not in (Kind.WAITING, Kind.PERMANENT):
+        return None
+    return found
 
 
 def message(reason: Reason, fact: str) -> str:
@@ -221,7 +292,8 @@ Generated from `operator/devicemount_operator/reasons.py` by `make crds`; a test
 
 The reason of a DeviceMount's condition `Ready`. **Waiting** (`Reconciling=True`) ends by itself;
 **permanent** (`Stalled=True`) lasts until the object, its target or a policy changes. The message
-in status says what is so in the case at hand and ends with the advice below.
+in status says what is so in the case at hand and ends with the advice below. **Degraded** is the
+reason of condition `Degraded`, which a mount may have while it is `Ready`.
 
 | reason | kind | meaning | what to do |
 |---|---|---|---|

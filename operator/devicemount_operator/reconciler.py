@@ -14,6 +14,7 @@ from dataclasses import replace
 
 from devicemount_operator import errors
 from devicemount_operator.act import Actor, Subject, refusal_of
+from devicemount_operator.agents import AgentError
 from devicemount_operator.api.v1alpha1 import API_VERSION, KIND
 from devicemount_operator.caches import KnownMount, Mounts, Shadows
 from devicemount_operator.cluster import Cluster
@@ -23,7 +24,9 @@ from devicemount_operator.decide.observation import Refusal
 from devicemount_operator.memory import Memories, Memory
 from devicemount_operator.observe import Observer
 from devicemount_operator.orphans import Orphans
+from devicemount_operator.reasons import Reason
 from devicemount_operator.recorder import About, Recorder
+from devicemount_operator.turns import Turns
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class Reconciler:
         actor: Actor,
         orphans: Orphans,
         recorder: Recorder,
+        turns: Turns,
         again: Callable[[str, float], None],
     ) -> None:
         self._cluster = cluster
@@ -56,6 +60,7 @@ class Reconciler:
         self._actor = actor
         self._orphans = orphans
         self._recorder = recorder
+        self._turns = turns
         self._again = again
 
     async def reconcile(self, mount_uid: str) -> None:
@@ -78,12 +83,16 @@ class Reconciler:
         except Exception:
             log.exception("a pass failed mount_uid=%s", mount_uid)
             self._again(mount_uid, AFTER_BUG_S)
+        finally:
+            self._turns.settle(mount_uid)
 
     async def _mount(self, known: KnownMount, memory: Memory) -> None:
         subject = Subject(known, memory, self._observer.known(known, memory))
         decision = await self._decide(subject)
         refusal = await self._actor.carry_out(subject, decision.actions)
         if refusal is not None:
+            if refusal.reason is Reason.API_UNAVAILABLE:
+                self._turns.doubt(subject.uid)
             decision = self._refused(subject, refusal)
         memory.setback = decision.setback
         await self._tell(subject, decision)
@@ -93,7 +102,7 @@ class Reconciler:
     async def _decide(self, subject: Subject) -> Decision:
         try:
             subject.observation = await self._observer.completed(subject.observation)
-        except errors.ApiError as error:
+        except (errors.ApiError, AgentError) as error:
             return self._refused(subject, refusal_of(error, now=time.monotonic()))
         return chain.decide(subject.observation)
 
@@ -101,7 +110,9 @@ class Reconciler:
         """Decide again, with what the actions before the refused one have changed."""
         read = subject.observation
         now = self._observer.known(subject.known, subject.memory)
-        subject.observation = replace(now, target=read.target, node=read.node)
+        subject.observation = replace(
+            now, target=read.target, node=read.node, facts=read.facts, turn=read.turn
+        )
         return chain.refused(subject.observation, refusal)
 
     async def _tell(self, subject: Subject, decision: Decision) -> None:

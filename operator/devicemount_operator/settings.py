@@ -7,8 +7,18 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from devicemount_operator.errors import DeviceMountError
+
+# What vendors' schedulers let a tenant say of its own pod; never what tells a device plugin what
+# was decided.
+RESERVATION_ANNOTATIONS: Final = (
+    "scheduling.volcano.sh/queue-name",
+    "volcano.sh/vgpu-mode",
+    "nvidia.com/use-gputype",
+    "nvidia.com/nouse-gputype",
+)
 
 
 class MissingSetting(DeviceMountError):
@@ -21,8 +31,15 @@ class Settings:
 
     namespace: str  # where operator, agents and the Lease live
     identity: str  # holder of the Lease: the pod's name
-    hold_image: str  # the shadow pods' only image; must be pullable without credentials
-    tls_directory: Path  # tls.crt, tls.key, ca.crt of the operator towards agents
+    hold_image: str  # the shadow pods' only image
+    tls_directory: Path  # where it exists, others mount tls.crt, tls.key, ca.crt; else we make them
+
+    # A Secret of the tenant's namespace with which the shadow pods' image is pulled; "": none. The
+    # kubelet asks for credentials of cached images too (1.35).
+    hold_pull_secret: str = ""
+
+    # Keys that spec.reservation.annotations may have.
+    reservation_annotations: tuple[str, ...] = RESERVATION_ANNOTATIONS
 
     health_port: int = 8080  # plain HTTP: liveness and readiness
     agent_port: int = 9443
@@ -35,6 +52,8 @@ class Settings:
     resync_s: float = (
         300.0  # DeviceMounts listed again: what a watch may have lost without saying so
     )
+
+    certificates_s: float = 10.0  # certificates are looked at this often
 
     request_timeout_s: float = 10.0  # any single request to the API server
     apply_timeout_s: float = 30.0  # an agent waits for the kubelet's choice no longer
@@ -54,9 +73,14 @@ def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read what manifests set. Raises MissingSetting."""
     if "DEVICEMOUNT_HOLD_IMAGE" not in environ:
         raise MissingSetting("DEVICEMOUNT_HOLD_IMAGE: the image of the shadow pods' process")
+    annotations = environ.get("DEVICEMOUNT_RESERVATION_ANNOTATIONS")
     return Settings(
         namespace=environ.get("POD_NAMESPACE", "devicemount-system"),
         identity=environ.get("POD_NAME", "") or socket.gethostname(),
         hold_image=environ["DEVICEMOUNT_HOLD_IMAGE"],
+        hold_pull_secret=environ.get("DEVICEMOUNT_HOLD_PULL_SECRET", ""),
+        reservation_annotations=RESERVATION_ANNOTATIONS
+        if annotations is None
+        else tuple(filter(None, (key.strip() for key in annotations.split(",")))),
         tls_directory=Path(environ.get("DEVICEMOUNT_TLS_DIRECTORY", "/etc/devicemount/tls")),
     )

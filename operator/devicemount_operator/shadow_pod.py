@@ -11,8 +11,14 @@ the device allocated until the agent has revoked.
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from devicemount_operator.api.v1alpha1 import API_VERSION, KIND, DeviceMount
-from devicemount_operator.decide.observation import NodeName, PodUID, TargetPod, Toleration
+from devicemount_operator.api.v1alpha1 import API_VERSION, KIND, DeviceMount, Reservation
+from devicemount_operator.decide.observation import (
+    NodeName,
+    PodUID,
+    PriorityClass,
+    TargetPod,
+    Toleration,
+)
 
 Json = Mapping[str, Any]
 
@@ -36,8 +42,16 @@ def name(mount: DeviceMount, *, target_uid: PodUID, ordinal: int) -> str:
     return f"dm-{mount.metadata.uid[:8]}-{target_uid[:8]}-{ordinal}"
 
 
-def build(mount: DeviceMount, *, target: TargetPod, ordinal: int, image: str) -> dict[str, Any]:
-    """Return the pod to post. The target has a node."""
+def build(
+    mount: DeviceMount,
+    *,
+    target: TargetPod,
+    ordinal: int,
+    image: str,
+    pull_secret: str = "",
+    priority_class: PriorityClass | None = None,
+) -> dict[str, Any]:
+    """Return the pod to post. The target has a node; the class is the one that the mount names."""
     if target.node is None:
         raise ValueError(f"target pod {target.name} has no node")
     return {
@@ -52,6 +66,7 @@ def build(mount: DeviceMount, *, target: TargetPod, ordinal: int, image: str) ->
                 LABEL: mount.metadata.uid,
             },
             "annotations": {
+                **mount.spec.reservation.annotations,
                 MOUNT_ANNOTATION: mount.metadata.name,
                 TARGET_ANNOTATION: target.uid,
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
@@ -65,7 +80,9 @@ def build(mount: DeviceMount, *, target: TargetPod, ordinal: int, image: str) ->
             "enableServiceLinks": False,
             "affinity": _only_on(target.node),
             "tolerations": _tolerations(target),
-            **_priority(target),
+            **_placement(mount.spec.reservation),
+            **_priority(target, priority_class),
+            **({"imagePullSecrets": [{"name": pull_secret}]} if pull_secret else {}),
             "securityContext": {
                 "runAsNonRoot": True,
                 "runAsUser": 65534,
@@ -127,6 +144,12 @@ def target_uid_of(pod: Json) -> PodUID:
     return PodUID((pod["metadata"].get("annotations") or {}).get(TARGET_ANNOTATION) or "")
 
 
+def resources_of(pod: Json) -> frozenset[str]:
+    """Return the extended resources that a shadow pod asks for."""
+    limits = (_hold_of(pod).get("resources") or {}).get("limits") or {}
+    return frozenset(resource for resource in limits if "/" in resource)
+
+
 def ordinal_of(pod_name: str) -> int | None:
     """Return a shadow pod's ordinal, or None for a name that is not made by `name`."""
     last = pod_name.rpartition("-")[2]
@@ -186,14 +209,24 @@ def _to_json(toleration: Toleration) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _priority(target: TargetPod) -> dict[str, Any]:
-    """The target's class, and its value with it: the API server refuses the pod if the class has
-    another by now.
+def _placement(reservation: Reservation) -> dict[str, Any]:
+    fields = {
+        "schedulerName": reservation.scheduler_name,
+        "runtimeClassName": reservation.runtime_class_name,
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _priority(target: TargetPod, named: PriorityClass | None) -> dict[str, Any]:
+    """The named class, else the target's, and its value with it: the API server refuses the pod if
+    the class has another by now.
 
     So a class that was raised since, or a default that came later, never puts the shadow pod above
     its target. Classes of the system are not for tenants: such a target's shadow pod goes without,
     which is lower.
     """
+    if named is not None:
+        return {"priorityClassName": named.name, "priority": named.value}
     if target.priority_class is not None and target.priority_class.startswith("system-"):
         return {}
     fields = {"priorityClassName": target.priority_class, "priority": target.priority}

@@ -19,9 +19,12 @@ PLURAL: Final = "devicemounts"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
 MAX_RESOURCES = 8  # resource names in one mount
-MAX_COUNT = 64  # devices of one resource: more than any node has of what is worth mounting
-MAX_DEVICES = MAX_RESOURCES * MAX_COUNT
+MAX_COUNT = 1 << 20  # of one resource: vendors count memory in devices of 1 MiB
+MAX_DEVICES = 512  # that are named; the message says how many there are
 MAX_NODES = 64  # device files of one device
+MAX_MOUNTS = 64  # other files, directories and links of one device
+MAX_FILES = 1024  # all of these together: an object has room for 1.5 MiB
+MAX_ANNOTATIONS = 16
 MAX_HOLDERS = 32  # processes that are named; the message says how many there are
 MAX_SHADOW_PODS = 64
 MAX_CONDITIONS = 16
@@ -37,10 +40,20 @@ _EXTENDED_RESOURCE = (
     "^[a-z0-9]([-a-z0-9.]{0,240}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
 
+# As Kubernetes has it for a qualified name.
+_ANNOTATION_KEY = (
+    "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
+)
+_RESERVATION_STAYS = (
+    "spec.reservation cannot be changed: delete this DeviceMount and create another one"
+)
+
 ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 UID = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Sentence = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
+AnnotationValue = Annotated[str, StringConstraints(max_length=1024)]
+ContainerPath = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Milliseconds = Annotated[float, Field(ge=0)]
 
 
@@ -133,12 +146,63 @@ class Resources(_Model):
                 "remove cpu, memory and other resources that Kubernetes itself provides",
             ),
             _rule(
-                "self.all(name, string(self[name]).matches('^[1-9][0-9]?$') && int(self[name]) <= "
-                f"{MAX_COUNT})",
+                "self.all(name, string(self[name]).matches('^[1-9][0-9]{0,6}$') && "
+                f"int(self[name]) <= {MAX_COUNT})",
                 f"a count is a whole number from 1 to {MAX_COUNT}: to mount nothing set "
                 "spec.suspend or delete the DeviceMount; parts of a device cannot be asked for",
             ),
         ),
+    )
+
+
+class Reservation(_Model):
+    """How the shadow pod, which asks scheduler and kubelet for the devices, is placed."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(_rule("self == oldSelf", _RESERVATION_STAYS))
+    )
+
+    scheduler_name: ObjectName | None = Field(
+        default=None,
+        pattern=_DNS_SUBDOMAIN,
+        description="Scheduler that places the shadow pod. Default: the cluster's default.",
+    )
+    runtime_class_name: ObjectName | None = Field(
+        default=None,
+        pattern=_DNS_SUBDOMAIN,
+        description="RuntimeClass of the shadow pod, where a vendor's devices need one.",
+    )
+    priority_class_name: ObjectName | None = Field(
+        default=None,
+        pattern=_DNS_SUBDOMAIN,
+        description="PriorityClass of the shadow pod, never above the target's. Default: the "
+        "target's.",
+        json_schema_extra=_rules(
+            _rule(
+                "!self.startsWith('system-')",
+                "priority classes of the system are not for shadow pods",
+            )
+        ),
+    )
+    annotations: dict[str, AnnotationValue] = Field(
+        default_factory=dict,
+        max_length=MAX_ANNOTATIONS,
+        description="Annotations of the shadow pod, for schedulers that read them. Only keys that "
+        "the operator's settings allow.",
+        json_schema_extra=_rules(
+            _rule(
+                "self.all(key, size(key) <= 317 && "
+                f"key.matches('{_ANNOTATION_KEY}') && !key.startsWith('devicemount.io/'))",
+                "a key of annotations is a name with an optional domain before it "
+                "(domain/name), and none of devicemount's own",
+            ),
+        ),
+    )
+    accept_env_file: bool = Field(
+        default=False,
+        description="true: what a vendor passes by environment variables, limits among it, is "
+        "written into a file in the container, which programs must read themselves; status names "
+        "it. false: resources that need this are refused.",
     )
 
 
@@ -155,8 +219,18 @@ class Unmount(_Model):
 class Spec(_Model):
     """What is wanted."""
 
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _rule("has(self.reservation) == has(oldSelf.reservation)", _RESERVATION_STAYS)
+        )
+    )
+
     target: Target = Field(description="The container that gets the devices. Cannot be changed.")
     resources: Resources = Field(description="Which devices, and how many. Cannot be changed.")
+    reservation: Reservation = Field(
+        default_factory=Reservation,
+        description="How the reservation is placed. Cannot be changed.",
+    )
     unmount: Unmount = Field(default_factory=Unmount, description="How devices are given back.")
     suspend: bool = Field(
         default=False,
@@ -184,9 +258,7 @@ class Condition(_Model):
 class Node(_Model):
     """A device file in the target container."""
 
-    path: Annotated[str, StringConstraints(min_length=1, max_length=512)] = Field(
-        description="Path in the container."
-    )
+    path: ContainerPath = Field(description="Path in the container.")
     type: Literal["c", "b"] = Field(description="c: character device, b: block device.")
     major: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="Major number.")
     minor: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="Minor number.")
@@ -200,8 +272,21 @@ class Device(_Model):
 
     resource: ObjectName = Field(description="Resource name, such as nvidia.com/gpu.")
     id: ObjectName = Field(description="The device plugin's name for it.")
+    health: Literal["Healthy", "Unhealthy", "Unknown"] | None = Field(
+        default=None, description="What the kubelet last heard of it from the device plugin."
+    )
     nodes: tuple[Node, ...] = Field(
-        default=(), max_length=MAX_NODES, description="Its files in the container."
+        default=(), max_length=MAX_NODES, description="Its device files in the container."
+    )
+    mounts: tuple[ContainerPath, ...] = Field(
+        default=(),
+        max_length=MAX_MOUNTS,
+        description="Other files, directories, sockets and links that came with it.",
+    )
+    env_file: ContainerPath | None = Field(
+        default=None,
+        description="File in the container with the environment variables that programs need to "
+        "use it.",
     )
 
 
@@ -292,7 +377,7 @@ class Status(_Model):
         default=(),
         max_length=MAX_CONDITIONS,
         description="Ready; Reconciling (it ends by itself) or Stalled (somebody must act); "
-        "TargetFound, Reserved, Grafted; Suspended.",
+        "TargetFound, Reserved, Grafted; Degraded (ready, and yet something is amiss); Suspended.",
         json_schema_extra=_list_map("type"),
     )
     ready: Annotated[str, StringConstraints(max_length=16)] | None = Field(
@@ -315,6 +400,7 @@ class ObjectMeta(_Model):
     generation: int = 0
     resource_version: str = Field(default="")
     finalizers: tuple[str, ...] = ()
+    creation_timestamp: datetime | None = Field(default=None)
     deletion_timestamp: datetime | None = Field(default=None)
 
 

@@ -3,14 +3,15 @@
 specification.
 
 First what ends (deletion, suspension, a lost reservation), then what the mount depends on (target,
-container, agent), then the way up: reserve, be placed, be guarded, be granted.
+container, agent, the terms of a reservation), then the way up: reserve, be placed, be guarded, be
+granted.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from devicemount_operator.decide import grant, outcome, release, reservation, target
+from devicemount_operator.decide import grant, outcome, release, reservation, target, terms
 from devicemount_operator.decide.decision import AddFinalizer, Decision, TargetPhase
 from devicemount_operator.decide.observation import FINALIZER, Observation, Refusal, is_unwanted
 from devicemount_operator.decide.text import listing
@@ -24,12 +25,16 @@ CHECKS: Final[tuple[Check, ...]] = (
     reservation.ended,
     reservation.forgotten,
     reservation.left_over,
+    reservation.in_the_way,
     target.absent,
     target.finished,
     target.undecided,
     target.not_running,
     target.without_agent,
+    terms.unmet,
+    terms.out_of_turn,
     reservation.missing,
+    reservation.served_by_dra,
     reservation.not_placed,
     reservation.unguarded,
     grant.refused,
@@ -49,6 +54,7 @@ def decide(observation: Observation) -> Decision:
 
 def refused(observation: Observation, refusal: Refusal) -> Decision:
     """Say what follows when an action was refused: a report and a pause."""
+    refusal = _explained(observation, refusal)
     busy = refusal.reason is Reason.DEVICE_BUSY
     if not busy and grant.granted(observation) is not None and not is_unwanted(observation.mount):
         return _undisturbed(observation, refusal)
@@ -69,6 +75,14 @@ def _undisturbed(observation: Observation, refusal: Refusal) -> Decision:
     """Say only when to look again: the devices open, whatever else did not succeed."""
     pause_s = TABLE[refusal.reason].pace.first_s
     return Decision(requeue_after_s=pause_s, setback=observation.setback)
+
+
+def _explained(observation: Observation, refusal: Refusal) -> Refusal:
+    """Say what is behind an agent that cannot be asked: the node may not be lent to it any more."""
+    fact = target.not_enabled(observation)
+    if refusal.reason is not Reason.AGENT_UNAVAILABLE or fact is None:
+        return refusal
+    return replace(refusal, reason=Reason.NODE_NOT_ENABLED, message=fact)
 
 
 def _lacks_finalizer(observation: Observation) -> bool:

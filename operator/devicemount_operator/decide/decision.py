@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from devicemount_operator.decide.observation import (
+    Concern,
     ContainerID,
     Device,
     Holder,
@@ -112,6 +113,7 @@ class TargetReport:
     devices: tuple[Device, ...] = ()
     holders: tuple[Holder, ...] = ()
     granted_wall: float | None = None
+    concerns: tuple[Concern, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -56,6 +56,8 @@ def granted(observation: Observation) -> Decision | None:
     names = listing([f"{device.resource} {device.id}" for device in grant.devices])
     opens = "opens" if len(grant.devices) == 1 else "open"
     fact = f"{names} {opens} in container {target.container if target else None}"
+    if files := dict.fromkeys(d.env_file for d in grant.devices if d.env_file):
+        fact += f", where {listing(tuple(files))} has the environment that it needs"
     return Decision(
         report=Report(
             reason=Reason.MOUNTED, message=reasons.message(Reason.MOUNTED, fact), target=target

@@ -21,6 +21,16 @@ ContainerID = NewType("ContainerID", str)  # as CRI gives it, without "container
 
 FINALIZER: Final = "devicemount.io/finalizer"
 
+_NOT_PLACED: Final = frozenset(
+    {
+        Reason.INSUFFICIENT,
+        Reason.RESOURCE_UNKNOWN,
+        Reason.DRIVER_MISSING,
+        Reason.UNSCHEDULABLE,
+        Reason.QUOTA_EXCEEDED,
+    }
+)
+
 
 class ContainerState(Enum):
     """What the target pod's status says of a container."""
@@ -77,6 +87,14 @@ class TargetPod:
     priority: int | None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PriorityClass:
+    """The class that spec.reservation names, read only where it names one (`needs_priority`)."""
+
+    name: str
+    value: int | None  # None: it does not exist
+
+
 @dataclass(frozen=True, slots=True)
 class TargetAbsent:
     """The API server said in this pass that no pod of that name exists."""
@@ -108,6 +126,7 @@ class ShadowPod:
     scheduler: str  # spec.schedulerName
     scheduler_text: str  # message of PodScheduled=False; empty: no scheduler has complained
     gates: tuple[str, ...]  # names of scheduling gates
+    claim: str  # ResourceClaim that serves its devices in a device plugin's place; empty: none
     hold_text: str  # why `hold` does not run, in the kubelet's words; may be empty
     hold_down_since: (
         float | None
@@ -116,12 +135,34 @@ class ShadowPod:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class NodeResources:
-    """Of the target's node, read only where a scheduler complains (`needs_node`)."""
+class NodeView:
+    """A node, read only where its agent is absent or a scheduler complains (`needs_node`)."""
 
+    name: NodeName
+    is_enabled: bool  # has the label that lends it to devicemount
     allocatable: Mapping[
         str, int
     ]  # extended resources; one that is not named is unknown to the node
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResourceFacts:
+    """What a node's profiles and its device plugin say of a resource."""
+
+    resource: str
+    serialised: bool  # its plugin guesses whose call it is: one attach at a time on the node
+    env_only: str  # what only the environment limits; empty: nothing
+    refused: str  # why the profile refuses it by name; empty: it does not
+    driver_missing: str  # what the device plugin does not find; empty: nothing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """Where a mount of a serialised resource stands among those that want it on the node."""
+
+    ahead: str  # what is waited for; empty: it is this mount's turn
+    since: float  # monotonic: waited since
+    is_awaited: bool  # others wait for what this mount has or is about to have
 
 
 class GrantPhase(Enum):
@@ -153,6 +194,17 @@ class Device:
     resource: str
     id: str
     nodes: tuple[DeviceNode, ...]
+    mounts: tuple[str, ...] = ()  # what else came with it: paths in the container
+    env_file: str = ""  # path in the container; empty: it needs no environment
+    health: str = ""  # Healthy, Unhealthy or Unknown; empty: the agent does not say
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concern:
+    """The devices open, and yet something is amiss."""
+
+    reason: str  # an agent's word: newer ones may have others than the table
+    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -179,6 +231,7 @@ class Grant:
     holders_total: int
     container_id: ContainerID | None
     granted_wall: float | None  # unix seconds; None: nothing is granted
+    concerns: tuple[Concern, ...] = ()
     timings_ms: Mapping[str, float]  # agent's step -> milliseconds after it received Apply
 
 
@@ -235,7 +288,11 @@ class Observation:
     mount: DeviceMount
     target: TargetPod | TargetAbsent | None  # None: not read in this pass (`needs_target`)
     shadows: tuple[ShadowPod, ...]
-    node: NodeResources | None  # None: not read in this pass (`needs_node`)
+    node: NodeView | None  # None: not read in this pass (`needs_node`)
+    facts: tuple[ResourceFacts, ...] | None  # None: not asked for in this pass (`needs_facts`)
+    turn: Turn | None  # None: nothing serialised is wanted in this pass (`serialised`)
+    priority_class: PriorityClass | None  # None: not read in this pass (`needs_priority`)
+    allowed_annotations: frozenset[str]  # keys that spec.reservation may have: a setting
     agent: AgentView
     setback: Setback | None
     milestones: Milestones
@@ -277,6 +334,15 @@ def is_unwanted(mount: DeviceMount) -> bool:
 def is_ending(shadow: ShadowPod) -> bool:
     """Say whether the kubelet will take the device from it, or has."""
     return shadow.deleting or shadow.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+
+
+def is_placed(observation: Observation, shadow: ShadowPod) -> bool:
+    """Say whether the shadow pod has its node: it says so, or the agent that names its devices.
+
+    The watch can be late by more than a minute, and what is granted is never taken for unplaced.
+    """
+    grant = observation.grant_of(shadow)
+    return shadow.scheduled or (grant is not None and bool(grant.devices))
 
 
 def is_granted(grant: Grant | None) -> bool:
@@ -321,7 +387,53 @@ def known_container(observation: Observation, pod_uid: PodUID) -> str | None:
     return next((row.container_name for row in rows if row.pod_uid == pod_uid), None)
 
 
-def needs_node(observation: Observation) -> bool:
-    """Say whether a scheduler's complaint is to be explained by what the node has."""
-    shadow = observation.current
-    return shadow is not None and bool(shadow.scheduler_text)
+def needs_node(observation: Observation) -> NodeName | None:
+    """Return the node that explains why nothing goes on: no agent, or a scheduler complains."""
+    pod, shadow = observation.target, observation.current
+    places = [s.place.node for s in observation.ours if not observation.is_released(s)]
+    places += [g.place.node for g in observation.agent.grants if g.phase is not GrantPhase.REMOVED]
+    wanted = [pod.node] if isinstance(pod, TargetPod) and pod.node else []
+    for node in (*wanted, *places):
+        if node and node not in observation.agent.nodes:
+            return node
+    if shadow is not None and shadow.scheduler_text and shadow.place.node:
+        return shadow.place.node
+    return None
+
+
+def to_reserve(observation: Observation) -> TargetPod | None:
+    """Return the target pod for which this pass would make a shadow pod, if nothing objects."""
+    pod = observation.target
+    if observation.current is not None or is_unwanted(observation.mount):
+        return None
+    if not isinstance(pod, TargetPod) or pod.deleting or observation.held_back_s:
+        return None
+    container = choice(observation.mount.spec.target, pod)
+    runs = container is not None and container.state is ContainerState.RUNNING
+    return pod if runs and pod.node in observation.agent.nodes else None
+
+
+def needs_facts(observation: Observation) -> NodeName | None:
+    """Return the node whose profiles decide: before anything is reserved, and while it waits."""
+    pod, shadow = to_reserve(observation), observation.current
+    if pod is not None:
+        return pod.node
+    if shadow is None or is_unwanted(observation.mount) or is_placed(observation, shadow):
+        return None
+    return shadow.place.node if shadow.place.node in observation.agent.nodes else None
+
+
+def needs_priority(observation: Observation) -> str | None:
+    """Return the PriorityClass to be compared with the target's before a shadow pod has it."""
+    name = observation.mount.spec.reservation.priority_class_name
+    return name if to_reserve(observation) is not None else None
+
+
+def serialised(observation: Observation) -> frozenset[str]:
+    """Return the resources that are given to one shadow pod at a time on the node."""
+    return frozenset(fact.resource for fact in observation.facts or () if fact.serialised)
+
+
+def was_not_placed(observation: Observation) -> bool:
+    """Say whether the last attempt failed since no scheduler placed the shadow pod."""
+    return observation.setback is not None and observation.setback.reason in _NOT_PLACED

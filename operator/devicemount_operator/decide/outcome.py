@@ -106,6 +106,7 @@ def reserved_target(
         devices=open_now.devices if open_now else (),
         holders=holders,
         granted_wall=open_now.granted_wall if open_now else None,
+        concerns=open_now.concerns if open_now else (),
     )
 
 

@@ -10,7 +10,7 @@ status does.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from devicemount_operator.api import v1alpha1 as api
 from devicemount_operator.decide.decision import (
@@ -21,19 +21,28 @@ from devicemount_operator.decide.decision import (
     TargetReport,
 )
 from devicemount_operator.decide.observation import (
+    Concern,
     Device,
     Grant,
     Holder,
     Observation,
 )
-from devicemount_operator.decide.text import clip
+from devicemount_operator.decide.text import clip, listing
 from devicemount_operator.reasons import TABLE, Kind, Reason
 
 MAX_EVENT_MESSAGE: Final = 1024  # the API server's own limit
 _MAX_NAME = 253
 _MAX_PATH = 512
 _MAX_CONTAINER_ID = 128
+_HEALTH: Final[Mapping[str, Literal["Healthy", "Unhealthy", "Unknown"]]] = {
+    "Healthy": "Healthy",
+    "Unhealthy": "Unhealthy",
+    "Unknown": "Unknown",
+}
 _UNKNOWN = "unknown"  # where an agent names nothing: the API demands a name
+DEGRADED: Final = "Degraded"
+RECOVERED: Final = "Recovered"
+_MAX_REASON = 64
 _SILENT: Final = frozenset({Reason.RESERVING, Reason.GRAFTING})  # progress is no news
 
 
@@ -56,7 +65,7 @@ def render(observation: Observation, report: Report) -> Rendered:
     )
     if after == before:
         return Rendered(None, ())
-    return Rendered(to_patch(after), _events(before, report))
+    return Rendered(to_patch(after), _events(before, after, report))
 
 
 def to_patch(status: api.Status) -> dict[str, Any]:
@@ -70,7 +79,7 @@ def _ready(report: Report) -> str | None:
     kind = TABLE[report.reason].kind
     if kind is Kind.SUSPENDED:
         return None
-    return "1/1" if kind is Kind.READY else "0/1"
+    return "1/1" if kind in (Kind.READY, Kind.DEGRADED) else "0/1"
 
 
 # Conditions
@@ -89,6 +98,7 @@ def _conditions(observation: Observation, report: Report) -> tuple[api.Condition
         )
         for kind, holds, why in _facts(report)
     ]
+    made += _degraded(observation, report)
     now = datetime.fromtimestamp(int(observation.wall), UTC)
     return tuple(_timed(condition, earlier.get(condition.type), now) for condition in made)
 
@@ -105,7 +115,7 @@ def _facts(report: Report) -> list[tuple[str, bool, str]]:
     if target is None and report.reason is not Reason.TARGET_NOT_FOUND:
         del aspects[0]  # nothing was said about it in this pass
     match TABLE[report.reason].kind:
-        case Kind.READY:
+        case Kind.READY | Kind.DEGRADED:
             return [("Ready", True, ""), *aspects]
         case Kind.SUSPENDED:
             return [("Suspended", True, "")]
@@ -113,6 +123,26 @@ def _facts(report: Report) -> list[tuple[str, bool, str]]:
             return [("Ready", False, ""), ("Reconciling", True, ""), *aspects]
         case Kind.PERMANENT:
             return [("Ready", False, ""), ("Stalled", True, ""), *aspects]
+
+
+def _degraded(observation: Observation, report: Report) -> list[api.Condition]:
+    """Return the condition of what is amiss although the devices open; none while nothing is."""
+    concerns = report.target.concerns if report.target else ()
+    if not concerns:
+        return []
+    return [
+        api.Condition(
+            type=DEGRADED,
+            status="True",
+            reason=clip(concerns[0].reason, _MAX_REASON) or _UNKNOWN,
+            message=clip(" ".join(_sentence(concern) for concern in concerns), api.MAX_MESSAGE),
+            observed_generation=observation.mount.metadata.generation,
+        )
+    ]
+
+
+def _sentence(concern: Concern) -> str:
+    return concern.message.rstrip(". \n") + "."
 
 
 def _timed(condition: api.Condition, earlier: api.Condition | None, now: datetime) -> api.Condition:
@@ -139,6 +169,8 @@ def _row(observation: Observation, report: Report, target: TargetReport) -> api.
         if target.granted_wall is None
         else datetime.fromtimestamp(int(target.granted_wall), UTC)
     )
+    devices = _devices(target)
+    cut = clip(_cut(target, devices), api.MAX_MESSAGE // 2)
     return api.TargetStatus(
         pod_uid=target.pod_uid,
         pod_name=mount.spec.target.pod_name,
@@ -148,18 +180,33 @@ def _row(observation: Observation, report: Report, target: TargetReport) -> api.
         phase=target.phase.value,
         shadow_pods=target.shadow_pods,
         since=since,
-        devices=tuple(_device(device) for device in target.devices[: api.MAX_DEVICES]),
+        devices=devices,
         holders=tuple(
             _holder(observation, target, holder) for holder in target.holders[: api.MAX_HOLDERS]
         ),
         timings=_timings(observation, target, since),
         reason=report.reason.value,
-        message=clip(report.message + _cut(target), api.MAX_MESSAGE),
+        message=clip(report.message, api.MAX_MESSAGE - len(cut)) + cut,
     )
 
 
-def _device(device: Device) -> api.Device:
+def _devices(target: TargetReport) -> tuple[api.Device, ...]:
+    """Name devices and their files, as many as fit into an object."""
+    named: list[api.Device] = []
+    room = api.MAX_FILES
+    for device in target.devices[: api.MAX_DEVICES]:
+        named.append(_device(device, room=room))
+        room -= len(named[-1].nodes) + len(named[-1].mounts)
+    return tuple(named)
+
+
+def _device(device: Device, *, room: int) -> api.Device:
+    nodes = device.nodes[: min(api.MAX_NODES, room)]
+    mounts = device.mounts[: min(api.MAX_MOUNTS, room - len(nodes))]
     return api.Device(
+        health=_HEALTH.get(device.health),
+        mounts=tuple(clip(path, _MAX_PATH) or _UNKNOWN for path in mounts),
+        env_file=clip(device.env_file, _MAX_PATH) or None,
         resource=clip(device.resource, _MAX_NAME) or _UNKNOWN,
         id=clip(device.id, _MAX_NAME) or _UNKNOWN,
         nodes=tuple(
@@ -170,15 +217,21 @@ def _device(device: Device) -> api.Device:
                 minor=node.minor,
                 access=node.access[:3],
             )
-            for node in device.nodes[: api.MAX_NODES]
+            for node in nodes
         ),
     )
 
 
-def _cut(target: TargetReport) -> str:
-    """Name the devices of which not every file is listed."""
-    cut = [device for device in target.devices if len(device.nodes) > api.MAX_NODES]
-    return "".join(f" {device.id} has {len(device.nodes)} files, cut here." for device in cut)
+def _cut(target: TargetReport, named: tuple[api.Device, ...]) -> str:
+    """Say which devices are not listed, or not with every file."""
+    cut = [
+        f"{device.id} has {files} files"
+        for device, shown in zip(target.devices, named, strict=False)
+        if (files := len(device.nodes) + len(device.mounts)) > len(shown.nodes) + len(shown.mounts)
+    ]
+    count = len(target.devices)
+    unnamed = f" {count} devices, cut here." if count > api.MAX_DEVICES else ""
+    return unnamed + (f" {listing(cut)}, cut here." if cut else "")
 
 
 def _holder(observation: Observation, target: TargetReport, holder: Holder) -> api.Holder:
@@ -230,11 +283,30 @@ def _step(start_ms: float, step_ms: float | None) -> float | None:
 # Events
 
 
-def _events(before: api.Status, report: Report) -> tuple[Event, ...]:
+def _events(before: api.Status, after: api.Status, report: Report) -> tuple[Event, ...]:
     """Return the Event of a new reason; a message that only changes its wording is none."""
+    return (*_of_reason(before, report), *_of_health(before, after, report))
+
+
+def _of_reason(before: api.Status, report: Report) -> tuple[Event, ...]:
     spoken = {c.reason for c in before.conditions if c.type in ("Ready", "Suspended")}
     if report.reason in _SILENT or report.reason.value in spoken:
         return ()
     good = TABLE[report.reason].kind in (Kind.READY, Kind.SUSPENDED)
     kind = EventType.NORMAL if good else EventType.WARNING
     return (Event(kind, report.reason.value, clip(report.message, MAX_EVENT_MESSAGE)),)
+
+
+def _of_health(before: api.Status, after: api.Status, report: Report) -> tuple[Event, ...]:
+    """Return the Event of what is amiss now, or is not any more while the devices open."""
+    was, now = _find(before, DEGRADED), _find(after, DEGRADED)
+    if now is not None and (was is None or was.reason != now.reason):
+        text = clip(f"{now.reason}: {now.message}", MAX_EVENT_MESSAGE)
+        return (Event(EventType.WARNING, DEGRADED, text),)
+    if was is not None and now is None and TABLE[report.reason].kind is Kind.READY:
+        return (Event(EventType.NORMAL, RECOVERED, f"{was.reason} is over"),)
+    return ()
+
+
+def _find(status: api.Status, kind: str) -> api.Condition | None:
+    return next((c for c in status.conditions if c.type == kind), None)

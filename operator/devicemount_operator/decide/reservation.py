@@ -27,11 +27,13 @@ from devicemount_operator.decide.observation import (
     TargetPod,
     choice,
     is_ending,
+    is_placed,
 )
 from devicemount_operator.reasons import Reason
 
 HOLD_DOWN_S: Final = 20.0  # the fence stands only while `hold` runs
 UNSEEN_S: Final = 30.0  # no scheduler has said a word about the pod
+YIELD_S: Final = 5.0  # given up when it is not placed by then, where others wait for their turn
 RETRY_S: Final = 10.0  # while a scheduler refuses: is the target still there?
 
 _TOO_FEW = ("UnexpectedAdmissionError", "TopologyAffinityError")  # and OutOf<resource>
@@ -97,6 +99,18 @@ def left_over(observation: Observation) -> Decision | None:
     )
 
 
+def in_the_way(observation: Observation) -> Decision | None:
+    """No scheduler places the shadow pod, and others wait for their turn, for which it stands."""
+    shadow = observation.current
+    if shadow is None or is_placed(observation, shadow) or _may_stand_s(observation, shadow) > 0:
+        return None
+    found = _refusal_to_place(observation, shadow)
+    if found is None:
+        return None
+    reason, fact = found
+    return outcome.fails(observation, reason=reason, fact=fact, actions=discard(shadow))
+
+
 def missing(observation: Observation) -> Decision | None:
     """Nothing is reserved: make a shadow pod, and ask the agent without waiting for it to run."""
     if observation.current is not None:
@@ -134,7 +148,7 @@ def missing(observation: Observation) -> Decision | None:
 def not_placed(observation: Observation) -> Decision | None:
     """A scheduler refuses the shadow pod, is kept from it by a gate, or has not looked at it."""
     shadow = observation.current
-    if shadow is None or shadow.scheduled:
+    if shadow is None or is_placed(observation, shadow):
         return None
     found = _refusal_to_place(observation, shadow)
     if found is None:
@@ -144,17 +158,28 @@ def not_placed(observation: Observation) -> Decision | None:
         observation,
         reason=reason,
         fact=fact,
-        requeue_after_s=RETRY_S,
+        requeue_after_s=min(RETRY_S, _may_stand_s(observation, shadow)),
         target=outcome.reserved_target(observation),
+    )
+
+
+def served_by_dra(observation: Observation) -> Decision | None:
+    """The devices come from a ResourceClaim, of which the kubelet's plugin answers know nothing."""
+    shadow = observation.current
+    if shadow is None or not shadow.claim:
+        return None
+    return outcome.fails(
+        observation,
+        reason=Reason.ALLOCATED_BY_DRA,
+        fact=f"ResourceClaim {shadow.claim} serves the devices of shadow pod {shadow.name}",
+        actions=release.give_back(observation),
     )
 
 
 def unguarded(observation: Observation) -> Decision | None:
     """`hold` has not run for too long: without the fence nothing may be granted."""
     shadow = observation.current
-    if shadow is None or shadow.hold_down_since is None:
-        return None
-    if observation.now - shadow.hold_down_since < HOLD_DOWN_S:
+    if shadow is None or not is_unguarded(observation, shadow):
         return None
     why = f": {shadow.hold_text}" if shadow.hold_text else ""
     return outcome.fails(
@@ -163,6 +188,12 @@ def unguarded(observation: Observation) -> Decision | None:
         fact=f"shadow pod {shadow.name} has not run for {HOLD_DOWN_S:.0f} s{why}",
         actions=discard(shadow),
     )
+
+
+def is_unguarded(observation: Observation, shadow: ShadowPod) -> bool:
+    """Say whether `hold` was not seen running for too long."""
+    since = shadow.hold_down_since
+    return since is not None and observation.now - since >= HOLD_DOWN_S
 
 
 def discard(shadow: ShadowPod) -> tuple[Remove, DeleteShadowPod]:
@@ -223,12 +254,23 @@ def _refusal_to_place(observation: Observation, shadow: ShadowPod) -> tuple[Reas
     return Reason.UNSCHEDULABLE, f"the scheduler says: {shadow.scheduler_text}"
 
 
+def _may_stand_s(observation: Observation, shadow: ShadowPod) -> float:
+    """Return for how long a shadow pod that is not placed keeps nobody waiting unduly."""
+    if observation.turn is None or not observation.turn.is_awaited:
+        return RETRY_S
+    return max(0.0, shadow.seen + YIELD_S - observation.now)
+
+
 def _shortage(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str] | None:
     """Say what the node can never give, however idle it is."""
-    if observation.node is None:
+    if observation.node is None or observation.node.name != shadow.place.node:
         return None
     has = observation.node.allocatable
+    absent = {fact.resource: fact.driver_missing for fact in observation.facts or ()}
     for name, count in observation.mount.spec.resources.limits.items():
+        if not has.get(name) and (lacks := absent.get(name)):
+            fact = f"node {shadow.place.node} offers no {name}: {lacks}"
+            return Reason.DRIVER_MISSING, fact
         if name not in has:
             return Reason.RESOURCE_UNKNOWN, f"node {shadow.place.node} does not offer {name}"
         if has[name] < count:

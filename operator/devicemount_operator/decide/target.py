@@ -7,6 +7,7 @@ opinion.
 
 from typing import Final
 
+from devicemount_agent_api.labels import ENABLED_LABEL, ENABLED_VALUE
 from devicemount_operator.api.v1alpha1 import Target
 from devicemount_operator.decide import outcome, release
 from devicemount_operator.decide.decision import Decision
@@ -23,6 +24,7 @@ from devicemount_operator.decide.observation import (
 from devicemount_operator.reasons import Reason
 
 POLL_S: Final = 2.0  # a target that is waited for is read again after this time
+LABEL_POLL_S: Final = 5.0  # an agent takes seconds to start once its node has the label
 RARE_POLL_S: Final = 15.0  # a target that must be replaced first: nobody waits for the second
 
 
@@ -86,17 +88,27 @@ def not_running(observation: Observation) -> Decision | None:
 
 
 def without_agent(observation: Observation) -> Decision | None:
-    """No agent has an address on the target's node."""
+    """No agent has an address on the target's node: it is down, or the node is not lent to it."""
     pod = observation.target
     if not isinstance(pod, TargetPod) or pod.node in observation.agent.nodes:
         return None
+    disabled = not_enabled(observation)
     return outcome.waits(
         observation,
-        reason=Reason.AGENT_UNAVAILABLE,
-        fact=f"no node agent is ready on node {pod.node}",
-        requeue_after_s=POLL_S,
+        reason=Reason.NODE_NOT_ENABLED if disabled else Reason.AGENT_UNAVAILABLE,
+        fact=disabled or f"no node agent is ready on node {pod.node}",
+        requeue_after_s=LABEL_POLL_S if disabled else POLL_S,
         target=outcome.reserved_target(observation) or outcome.bare_target(observation, pod),
     )
+
+
+def not_enabled(observation: Observation) -> str | None:
+    """Say that the node that was read has no agent since it lacks the label, and what sets it."""
+    node = observation.node
+    if node is None or node.is_enabled or node.name in observation.agent.nodes:
+        return None
+    command = f"kubectl label node {node.name} {ENABLED_LABEL}={ENABLED_VALUE}"
+    return f"no node agent runs on node {node.name}, which is not enabled for it: {command}"
 
 
 def _no_choice(target: Target, pod: TargetPod) -> tuple[Reason, str]:

@@ -143,9 +143,14 @@ class Scene:
     async def node(self, *, allocatable: int) -> None:
         body = {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}}
         await self.ensure("/api/v1/nodes", body)
+        await self.label_node("true")
         resources = {"cpu": "4", "memory": "8Gi", "pods": "110", LOOP: str(allocatable)}
         status = {"status": {"capacity": resources, "allocatable": resources}}
         await self.call("PATCH", f"/api/v1/nodes/{NODE}/status", status)
+
+    async def label_node(self, value: str | None) -> None:
+        labels = {"devicemount.io/enabled": value}
+        await self.call("PATCH", f"/api/v1/nodes/{NODE}", {"metadata": {"labels": labels}})
 
     async def agent_pod(self, *, ip: str = "127.0.0.1") -> None:
         name = "devicemount-agent-1"
@@ -166,6 +171,16 @@ class Scene:
         await self.set_status(name, running(containers))
         return pod
 
+    async def complain(self, shadow: JsonObject, *, resource: str = LOOP) -> None:
+        """Let the scheduler say that too few are free."""
+        complaint = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": f"0/1 nodes are available: 1 Insufficient {resource}.",
+        }
+        await self.set_status(shadow["metadata"]["name"], {"conditions": [complaint]})
+
     async def set_status(self, name: str, status: JsonObject) -> None:
         await self.call("PATCH", self.pod_path(name) + "/status", {"status": status})
 
@@ -177,9 +192,12 @@ class Scene:
         container: str | None = None,
         finalizers: tuple[str, ...] = (),
         count: int = 1,
+        reservation: JsonObject | None = None,
     ) -> JsonObject:
         body = self.mount_body(name, pod=pod, container=container, count=count)
         body["metadata"]["finalizers"] = list(finalizers)
+        if reservation is not None:
+            body["spec"]["reservation"] = reservation
         return await self.call("POST", self.mount_path(""), body)
 
     def mount_body(

@@ -14,6 +14,7 @@ import grpc.aio
 
 from devicemount_agent_api import tls
 from devicemount_agent_api.errors import REASON_KEY
+from devicemount_agent_api.identity import MountedIdentity
 from devicemount_agent_api.v1 import agent_pb2, agent_pb2_grpc
 from devicemount_testbed import pki
 
@@ -42,6 +43,8 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
     removes: list[agent_pb2.RemoveRequest] = field(default_factory=list)
     waiting: set[asyncio.Event] = field(default_factory=set)
     lists: int = 0
+    profile: agent_pb2.ResourceState | None = None  # None: an agent that does not know the call
+    node_calls: int = 0
     states: dict[tuple[str, str], agent_pb2.MountState] = field(default_factory=dict)
 
     async def Apply(
@@ -91,6 +94,17 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
         self.lists += 1
         return agent_pb2.ListResponse(mounts=list(self.states.values()))
 
+    async def Node(self, request: agent_pb2.NodeRequest, context: Context) -> agent_pb2.NodeState:
+        self.node_calls += 1
+        if self.profile is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such call")
+        said = agent_pb2.NodeState()
+        for resource in request.resources:
+            state = said.resources.add()
+            state.CopyFrom(self.profile)
+            state.resource = resource
+        return said
+
     def listed(self, *, times: int) -> Callable[[], Awaitable[bool]]:
         """Return what tells whether List was called so many times more."""
         enough = self.lists + times
@@ -108,6 +122,16 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
             changed.phase = phase
             for shadow in changed.shadow_pods:
                 shadow.phase = phase
+            self.states[key] = changed
+
+    def worry(self, *concerns: agent_pb2.Concern) -> None:
+        """Change what List says is amiss with every mount."""
+        for key, state in tuple(self.states.items()):
+            changed = agent_pb2.MountState()
+            changed.CopyFrom(state)
+            for shadow in changed.shadow_pods:
+                del shadow.concerns[:]
+                shadow.concerns.extend(concerns)
             self.states[key] = changed
 
     def _say(
@@ -152,14 +176,16 @@ def _of(key: agent_pb2.MountKey) -> tuple[str, str]:
 
 
 @asynccontextmanager
-async def serving(certificates: Path, *, host: str = "127.0.0.1") -> AsyncIterator[StubAgent]:
+async def serving(
+    certificates: Path, *, host: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[StubAgent]:
     """Serve a stub agent until the block ends; its gate is open."""
     agent = StubAgent()
     agent.gate.set()
     server = grpc.aio.server()
     agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
-    credentials = tls.server_credentials(certificates / "agent")
-    agent.port = server.add_secure_port(f"{host}:0", credentials)
+    credentials = tls.server_credentials(MountedIdentity(certificates / "agent"))
+    agent.port = server.add_secure_port(f"{host}:{port}", credentials)
     await server.start()
     try:
         yield agent

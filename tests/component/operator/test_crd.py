@@ -13,7 +13,7 @@ from devicemount_operator.decide.decision import Report
 from devicemount_operator.reasons import Reason
 from unit.operator import given
 
-COUNT = "a count is a whole number from 1 to 64"
+COUNT = "a count is a whole number from 1 to 1048576"
 NAME = "only extended resources"
 
 
@@ -27,7 +27,7 @@ async def refusal(scene: Scene, limits: dict[str, Any], **spec: Any) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("count", [0, "0", -1, "-1", "0.5", "500m", "01", "65", "9" * 30])
+@pytest.mark.parametrize("count", [0, "0", -1, "-1", "0.5", "500m", "01", "1048577", "9" * 30])
 async def test_a_count_that_is_no_device_is_refused(scene: Scene, count: Any) -> None:
     assert COUNT in await refusal(scene, {LOOP: count})
 
@@ -55,7 +55,7 @@ async def test_a_policy_that_does_not_work_yet_is_refused(scene: Scene) -> None:
 
 
 async def test_counts_are_stored_as_they_are_written(scene: Scene) -> None:
-    for name, count in (("a", 1), ("b", "1"), ("c", 64)):
+    for name, count in (("a", 1), ("b", "1"), ("c", 16384)):
         body = scene.mount_body(name)
         body["spec"]["resources"]["limits"] = {LOOP: count}
         stored = await scene.call("POST", scene.mount_path(""), body)
@@ -70,6 +70,7 @@ async def test_counts_are_stored_as_they_are_written(scene: Scene) -> None:
         ({"target": {"podName": "b"}}, "spec.target cannot be changed: delete this DeviceMount"),
         ({"target": {"container": "b"}}, "spec.target cannot be changed: delete this DeviceMount"),
         ({"resources": {"limits": {LOOP: 2}}}, "spec.resources cannot be changed: delete this"),
+        ({"reservation": {"acceptEnvFile": True}}, "spec.reservation cannot be changed: delete"),
     ],
 )
 async def test_what_cannot_be_edited_says_so(
@@ -78,6 +79,33 @@ async def test_what_cannot_be_edited_says_so(
     await scene.mount()
     with pytest.raises(errors.Invalid, match=message):
         await scene.call("PATCH", scene.mount_path("dm"), {"spec": change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"schedulerName": "other"}, {"annotations": {"a": "c"}}, {"acceptEnvFile": True}, None],
+)
+async def test_a_reservation_that_stands_cannot_be_edited(scene: Scene, change: Any) -> None:
+    await scene.mount(reservation={"schedulerName": "volcano", "annotations": {"a": "b"}})
+    with pytest.raises(errors.Invalid, match=r"spec\.reservation cannot be changed: delete this"):
+        await scene.call("PATCH", scene.mount_path("dm"), {"spec": {"reservation": change}})
+
+
+@pytest.mark.parametrize(
+    ("reservation", "message"),
+    [
+        ({"priorityClassName": "system-node-critical"}, "classes of the system are not for"),
+        ({"annotations": {"devicemount.io/target-uid": "x"}}, "none of devicemount's own"),
+        ({"annotations": {"a b": "x"}}, "a key of annotations is a name"),
+        ({"annotations": {"a": "x" * 1025}}, "may not be more than 1024 bytes"),
+        ({"annotations": {f"a{n}": "" for n in range(17)}}, "must have at most 16 items"),
+        ({"schedulerName": "No"}, "spec.reservation.schedulerName"),
+    ],
+)
+async def test_a_reservation_that_cannot_be_is_refused(
+    scene: Scene, reservation: dict[str, Any], message: str
+) -> None:
+    assert message in await refusal(scene, {LOOP: 1}, reservation=reservation)
 
 
 async def test_what_can_be_edited_is(scene: Scene) -> None:

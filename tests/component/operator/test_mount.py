@@ -134,13 +134,7 @@ async def test_a_pod_that_cannot_be_scheduled_is_explained_and_waited_for(scene:
     async with scene.operator():
         await scene.mount(count=5)
         shadow = await scene.shadow()
-        complaint = {
-            "type": "PodScheduled",
-            "status": "False",
-            "reason": "Unschedulable",
-            "message": f"0/1 nodes are available: 1 Insufficient {LOOP}.",
-        }
-        await scene.set_status(shadow["metadata"]["name"], {"conditions": [complaint]})
+        await scene.complain(shadow)
         mount = await scene.becomes("Insufficient")
         assert f"has 4 {LOOP} in all" in str(mount["status"]["conditions"])
         await scene.schedule(shadow)

@@ -7,6 +7,7 @@ from devicemount_operator.api.v1alpha1 import DeviceMount
 from devicemount_operator.decide.observation import (
     FINALIZER,
     AgentView,
+    Concern,
     ContainerID,
     ContainerState,
     Device,
@@ -16,16 +17,18 @@ from devicemount_operator.decide.observation import (
     Holder,
     Milestones,
     NodeName,
-    NodeResources,
+    NodeView,
     Observation,
     Place,
     PodPhase,
     PodUID,
     Refusal,
+    ResourceFacts,
     ShadowPod,
     TargetContainer,
     TargetPod,
     Toleration,
+    Turn,
 )
 from devicemount_operator.reasons import Reason
 
@@ -112,6 +115,7 @@ def shadow(**changes: Any) -> ShadowPod:
         "scheduler": "default-scheduler",
         "scheduler_text": "",
         "gates": (),
+        "claim": "",
         "hold_text": "",
         "hold_down_since": None,
         "seen": NOW - 0.1,
@@ -157,8 +161,21 @@ def agent(**changes: Any) -> AgentView:
     return AgentView(**{"nodes": frozenset({NODE}), **changes})
 
 
-def node(**allocatable: int) -> NodeResources:
-    return NodeResources(allocatable={RESOURCE: 4, **allocatable})
+def node(*, enabled: bool = True, **allocatable: int) -> NodeView:
+    return NodeView(name=NODE, is_enabled=enabled, allocatable={RESOURCE: 4, **allocatable})
+
+
+def facts(resource: str = RESOURCE, **changes: Any) -> ResourceFacts:
+    fields = {"serialised": False, "env_only": "", "refused": "", "driver_missing": ""}
+    return ResourceFacts(resource=resource, **{**fields, **changes})
+
+
+def turn(ahead: str = "", **changes: Any) -> Turn:
+    return Turn(ahead=ahead, **{"since": NOW - 3, "is_awaited": False, **changes})
+
+
+def concern(reason: str = "LibrariesMissing", message: str = "libcuda.so.1 is absent") -> Concern:
+    return Concern(reason=reason, message=message)
 
 
 def observation(**changes: Any) -> Observation:
@@ -167,6 +184,10 @@ def observation(**changes: Any) -> Observation:
         "target": target(),
         "shadows": (),
         "node": None,
+        "facts": None,
+        "turn": None,
+        "priority_class": None,
+        "allowed_annotations": frozenset({"scheduling.volcano.sh/queue-name"}),
         "agent": agent(),
         "setback": None,
         "milestones": Milestones(seen=NOW - 0.2, applied=NOW - 0.15),

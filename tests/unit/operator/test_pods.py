@@ -121,5 +121,47 @@ def test_hold_is_down_from_the_moment_a_node_has_the_pod() -> None:
 
 def test_a_node_offers_whole_extended_resources() -> None:
     allocatable = {"cpu": "2", "memory": "1Gi", given.RESOURCE: "4", "hugepages-2Mi": "0"}
-    node = pods.to_node({"status": {"allocatable": allocatable}})
+    node = pods.to_node({"metadata": {"name": "node1"}, "status": {"allocatable": allocatable}})
     assert node.allocatable == {given.RESOURCE: 4}
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_enabled"),
+    [
+        pytest.param({"devicemount.io/enabled": "true"}, True, id="lent"),
+        pytest.param({"devicemount.io/enabled": "false"}, False, id="not lent"),
+        pytest.param(None, False, id="no labels at all"),
+    ],
+)
+def test_a_node_is_lent_by_its_label(*, labels: dict[str, str] | None, is_enabled: bool) -> None:
+    assert pods.to_node({"metadata": {"name": "n", "labels": labels}}).is_enabled is is_enabled
+
+
+@pytest.mark.parametrize(
+    ("status", "is_undecided"),
+    [
+        pytest.param({}, True, id="just posted"),
+        pytest.param({"phase": "Pending"}, True, id="no container is spoken of"),
+        pytest.param(
+            {"phase": "Pending", "containerStatuses": [{"name": "hold", "state": {}}]},
+            False,
+            id="the kubelet has admitted it",
+        ),
+        pytest.param({"phase": "Failed"}, False, id="the kubelet has refused it"),
+    ],
+)
+def test_the_kubelet_may_still_be_choosing(*, status: dict[str, Any], is_undecided: bool) -> None:
+    assert pods.is_undecided(shadow_json(**status)) is is_undecided
+
+
+def test_what_is_deleted_before_it_was_placed_reaches_no_kubelet() -> None:
+    pod = shadow_json(phase="Pending")
+    pod["metadata"] |= {"deletionTimestamp": "2026-11-26T07:00:00Z", "finalizers": ["tenant/stays"]}
+    assert not pods.is_undecided(pod)
+    pod["spec"]["nodeName"] = given.NODE
+    assert pods.is_undecided(pod), "a kubelet may yet take it in"
+
+
+def test_a_claim_that_serves_the_devices_is_named() -> None:
+    claim = {"resourceClaimName": "gpu-x", "requestMappings": []}
+    assert parsed_shadow(shadow_json(extendedResourceClaimStatus=claim)).claim == "gpu-x"

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """An agent that says nothing for too long makes its mounts doubtful, once."""
 
-from pathlib import Path
-
 from devicemount_operator.agents import Agents, Deadlines
 from devicemount_operator.decide.observation import Grant, GrantPhase, NodeName, Place, PodUID
 from devicemount_operator.election import Epoch
@@ -17,7 +15,6 @@ def test_silence_is_waited_out_and_then_told() -> None:
     poller = Poller(
         agents=Agents(
             epoch=Epoch(lease_created_ns=0, lease_uid="", transitions=0),
-            tls_directory=Path(),
             port=1,
             deadlines=Deadlines(apply_s=1.0, remove_s=1.0, list_s=1.0),
         ),

@@ -6,7 +6,16 @@ from pathlib import Path
 import pytest
 
 from devicemount_operator import reasons
-from devicemount_operator.reasons import QUICK, RESERVATION, SLOW, TABLE, Kind, Pace, Reason
+from devicemount_operator.reasons import (
+    PATIENT,
+    QUICK,
+    RESERVATION,
+    SLOW,
+    TABLE,
+    Kind,
+    Pace,
+    Reason,
+)
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,6 +46,7 @@ def test_a_message_is_what_is_so_and_then_what_to_do() -> None:
     ("pace", "pauses"),
     [
         pytest.param(QUICK, [0.5, 1.0, 2.0, 4.0, 5.0, 5.0], id="a call to an agent"),
+        pytest.param(PATIENT, [1.0, 2.0, 4.0, 8.0, 15.0, 15.0], id="what others are to bring"),
         pytest.param(RESERVATION, [2.0, 4.0, 8.0, 16.0, 32.0, 50.0], id="what costs a pod"),
         pytest.param(SLOW, [10.0, 20.0, 40.0, 80.0, 160.0, 300.0], id="what hardly changes"),
     ],
@@ -44,6 +54,21 @@ def test_a_message_is_what_is_so_and_then_what_to_do() -> None:
 def test_pauses_double_up_to_a_bound(pace: Pace, pauses: list[float]) -> None:
     assert [pace.pause_s(failures) for failures in range(1, 7)] == pauses
     assert pace.pause_s(10**6) == pace.last_s
+
+
+@pytest.mark.parametrize(
+    ("word", "reason"),
+    [
+        pytest.param("PathConflict", Reason.PATH_CONFLICT, id="permanent"),
+        pytest.param("Insufficient", Reason.INSUFFICIENT, id="waiting"),
+        pytest.param("Mounted", None, id="nobody is refused for being ready"),
+        pytest.param("LibrariesMissing", None, id="nor for being ready and degraded"),
+        pytest.param("Suspended", None, id="nor for being suspended"),
+        pytest.param("Whatever", None, id="a word that a newer agent has"),
+    ],
+)
+def test_only_trouble_is_a_refusal(word: str, reason: Reason | None) -> None:
+    assert reasons.trouble(word) is reason
 
 
 def test_at_most_ten_pods_are_made_in_five_minutes() -> None:

@@ -14,12 +14,14 @@ from devicemount_operator.caches import Mounts, Shadows
 from devicemount_operator.cluster import Cluster, ObjectKey
 from devicemount_operator.decide.observation import FINALIZER
 from devicemount_operator.election import Epoch
+from devicemount_operator.facts import NodeFacts
 from devicemount_operator.memory import Memories
 from devicemount_operator.observe import Observer
 from devicemount_operator.orphans import Orphans
 from devicemount_operator.reconciler import Reconciler
 from devicemount_operator.recorder import Recorder
 from devicemount_operator.settings import Settings
+from devicemount_operator.turns import Turns
 
 UID = "11111111-0000-4000-8000-000000000000"
 SETTINGS = Settings(
@@ -66,9 +68,9 @@ class NoPods(Cluster):
 async def pauses_after(answer: dict[str, Any] | errors.DeviceMountError) -> list[float]:
     """Do one pass over a mount without a target; return after how long others are to follow."""
     pauses: list[float] = []
-    cluster, mounts, shadows = NoPods(answer), Mounts(), Shadows()
+    cluster, mounts, shadows, memories = NoPods(answer), Mounts(), Shadows(), Memories()
     deadlines = Deadlines(apply_s=1, remove_s=1, list_s=1)
-    agents = Agents(epoch=EPOCH, tls_directory=Path("/nowhere"), port=1, deadlines=deadlines)
+    agents = Agents(epoch=EPOCH, port=1, deadlines=deadlines)
     actor = Actor(
         cluster=cluster,
         agents=agents,
@@ -78,13 +80,21 @@ async def pauses_after(answer: dict[str, Any] | errors.DeviceMountError) -> list
         wake=lambda _: None,
     )
     recorder = Recorder(cluster, identity="we")
+    turns = Turns(shadows=shadows, memories=memories, wake=lambda _: None)
     mounts.put(mount(1), now=0.0)
     await Reconciler(
         cluster=cluster,
         mounts=mounts,
         shadows=shadows,
-        memories=Memories(),
-        observer=Observer(cluster=cluster, agents=agents, shadows=shadows, hold_image="hold:1"),
+        memories=memories,
+        observer=Observer(
+            cluster=cluster,
+            agents=agents,
+            facts=NodeFacts(agents),
+            turns=turns,
+            shadows=shadows,
+            settings=SETTINGS,
+        ),
         actor=actor,
         orphans=Orphans(
             cluster=cluster,
@@ -95,6 +105,7 @@ async def pauses_after(answer: dict[str, Any] | errors.DeviceMountError) -> list
             found=lambda _: None,
         ),
         recorder=recorder,
+        turns=turns,
         again=lambda _, delay_s: pauses.append(delay_s),
     ).reconcile(UID)
     return pauses

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from devicemount_operator import shadow_pod
-from devicemount_operator.decide.observation import PodUID
+from devicemount_operator.decide.observation import PodUID, PriorityClass
 from unit.operator import given
 
 IMAGE = "localhost/devicemount-hold:dev"
@@ -222,3 +222,50 @@ def test_the_pod_of_a_deleted_mount_is_ours_after_garbage_collection_took_the_re
     del pod["metadata"]["ownerReferences"][0]
     assert not shadow_pod.is_ours(pod, mount=given.mount(), image=IMAGE)
     assert shadow_pod.is_ours(pod, mount=given.deleted(), image=IMAGE)
+
+
+def reserved(*, priority_class: PriorityClass | None = None, **reservation: Any) -> dict[str, Any]:
+    return shadow_pod.build(
+        given.mount(reservation=reservation),
+        target=given.target(priority_class="p", priority=1000),
+        ordinal=0,
+        image=IMAGE,
+        priority_class=priority_class,
+    )
+
+
+def test_it_is_placed_as_the_mount_says() -> None:
+    spec = reserved(schedulerName="volcano", runtimeClassName="nvidia")["spec"]
+    assert (spec["schedulerName"], spec["runtimeClassName"]) == ("volcano", "nvidia")
+    assert not {"schedulerName", "runtimeClassName"} & posted()["spec"].keys()
+
+
+def test_a_named_priority_class_goes_with_the_value_that_was_compared() -> None:
+    named = PriorityClass(name="low", value=10)
+    spec = reserved(priorityClassName="low", priority_class=named)["spec"]
+    assert (spec["priorityClassName"], spec["priority"]) == ("low", 10)
+
+
+def test_annotations_of_the_mount_never_replace_ours() -> None:
+    own = {shadow_pod.TARGET_ANNOTATION: "another", "volcano.sh/vgpu-mode": "mig"}
+    annotations = reserved(annotations=own)["metadata"]["annotations"]
+    assert annotations["volcano.sh/vgpu-mode"] == "mig"
+    assert annotations[shadow_pod.TARGET_ANNOTATION] == given.TARGET_UID
+
+
+def test_what_the_mount_says_of_its_placement_is_no_reason_to_doubt_the_pod() -> None:
+    pod = reserved(schedulerName="volcano", annotations={"volcano.sh/vgpu-mode": "mig"})
+    assert shadow_pod.is_ours(pod, mount=given.mount(), image=IMAGE)
+    assert shadow_pod.is_adoptable(pod, mount=given.mount(), image=IMAGE)
+
+
+def test_what_it_asks_for_is_read_back() -> None:
+    assert shadow_pod.resources_of(posted()) == {given.RESOURCE}
+
+
+def test_a_pull_secret_is_named_where_one_is_set() -> None:
+    assert "imagePullSecrets" not in posted()["spec"]
+    pod = shadow_pod.build(
+        given.mount(), target=given.target(), ordinal=0, image=IMAGE, pull_secret="registry"
+    )
+    assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]

@@ -27,9 +27,12 @@ from devicemount_operator.decide.observation import (
     Place,
     PodPhase,
     PodUID,
+    PriorityClass,
     Setback,
     TargetAbsent,
+    needs_facts,
     needs_node,
+    needs_priority,
     needs_target,
 )
 from devicemount_operator.reasons import Reason
@@ -564,6 +567,238 @@ RESERVATION = [
 ]
 
 
+LACKS = "PCI 1f36:7030 has no driver"
+WAITED_FOR = given.turn(is_awaited=True)
+NONE_OFFERED = given.node(**{given.RESOURCE: 0})
+COMMAND = "kubectl label node node1 devicemount.io/enabled=true"
+
+PLACING = [
+    case(
+        "the node offers none and its device plugin says why",
+        unplaced(TOO_FEW, node=NONE_OFFERED, facts=(given.facts(driver_missing=LACKS),)),
+        reason=Reason.DRIVER_MISSING,
+        message=f"node node1 offers no testbed.devicemount.io/vcs: {LACKS}. It mounts when the "
+        "device plugin offers the devices: install what is absent.",
+        again_s=10.0,
+    ),
+    case(
+        "the node does not even know the resource, and its device plugin says why",
+        unplaced(
+            TOO_FEW,
+            mount=given.mount(limits={"a.io/b": 1}),
+            facts=(given.facts("a.io/b", driver_missing=LACKS),),
+        ),
+        reason=Reason.DRIVER_MISSING,
+        again_s=10.0,
+    ),
+    case(
+        "the device plugin misses something for one card while it offers others",
+        unplaced(TOO_FEW, facts=(given.facts(driver_missing=LACKS),)),
+        reason=Reason.INSUFFICIENT,
+        again_s=10.0,
+    ),
+    case(
+        "others wait for the turn of a pod that is not placed: not yet given up",
+        unplaced(TOO_FEW, turn=WAITED_FOR, shadow={"seen": NOW - 2}),
+        reason=Reason.INSUFFICIENT,
+        again_s=3.0,
+    ),
+    case(
+        "others wait for the turn of a pod that is not placed: given up",
+        unplaced(TOO_FEW, turn=WAITED_FOR, shadow={"seen": NOW - 5}),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.INSUFFICIENT,
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "the same while its target does not run",
+        unplaced(
+            TOO_FEW,
+            turn=WAITED_FOR,
+            shadow={"seen": NOW - 5},
+            target=given.target(containers=(given.container(state=ContainerState.WAITING),)),
+        ),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.INSUFFICIENT,
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "others wait, and the scheduler has said nothing against it yet",
+        unplaced("", turn=WAITED_FOR, shadow={"seen": NOW - 9}),
+        reason=Reason.RESERVING,
+        again_s=21.0,
+    ),
+    case(
+        "others wait, and its agent has granted what the watch has not shown as placed",
+        given.mounted(shadows=(given.shadow(scheduled=False, seen=NOW - 60),), turn=WAITED_FOR),
+        reason=Reason.MOUNTED,
+    ),
+    case(
+        "nobody waits for it: it stands and is placed as soon as it can be",
+        unplaced(TOO_FEW, turn=given.turn(), shadow={"seen": NOW - 60}),
+        reason=Reason.INSUFFICIENT,
+        again_s=10.0,
+    ),
+    case(
+        "a claim of dynamic resource allocation serves it: given back",
+        unread(shadows=(given.shadow(claim="gpu-x"),), agent=APPLYING),
+        REMOVE_ALL,
+        DELETE,
+        reason=Reason.ALLOCATED_BY_DRA,
+        message=f"ResourceClaim gpu-x serves the devices of shadow pod {SHADOW_NAME}. Ask for a "
+        "resource that a device plugin serves: delete this DeviceMount and create another one.",
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "no agent, since the node lacks the label: the command that helps",
+        given.observation(agent=given.agent(nodes=frozenset()), node=given.node(enabled=False)),
+        reason=Reason.NODE_NOT_ENABLED,
+        message=f"no node agent runs on node node1, which is not enabled for it: {COMMAND}. It "
+        "goes on when the node has that label and its agent runs.",
+        again_s=5.0,
+    ),
+    case(
+        "no agent although the node has the label",
+        given.observation(agent=given.agent(nodes=frozenset()), node=given.node()),
+        reason=Reason.AGENT_UNAVAILABLE,
+        again_s=2.0,
+    ),
+    case(
+        "the label was taken away under a mount: not ready, nothing revoked",
+        given.observation(
+            shadows=(given.shadow(),),
+            agent=given.agent(
+                nodes=frozenset(), grants=(given.grant(GrantPhase.WAITING),), container="notebook"
+            ),
+            node=given.node(enabled=False),
+        ),
+        reason=Reason.NODE_NOT_ENABLED,
+        again_s=5.0,
+    ),
+]
+
+
+def reserving(*facts: Any, annotations: Any = None, **changes: Any) -> Observation:
+    """A mount that is about to reserve, with a reservation of its own."""
+    reservation = {"annotations": annotations or {}, **changes.pop("reservation", {})}
+    mount = given.mount(reservation=reservation)
+    return given.observation(**{"mount": mount, "facts": facts, **changes})
+
+
+QUEUE = "scheduling.volcano.sh/queue-name"
+URGENT = PriorityClass(name="urgent", value=1000)
+
+TERMS = [
+    case(
+        "the profile refuses the resource: nothing is reserved",
+        reserving(given.facts(refused="MPS is not supported")),
+        reason=Reason.UNSUPPORTED_RESOURCE,
+        message="testbed.devicemount.io/vcs: MPS is not supported. Ask for another resource: "
+        "delete this DeviceMount and create another one.",
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "only the environment limits the device: nothing is reserved",
+        reserving(given.facts(env_only="memory and cores of the slice")),
+        reason=Reason.ENV_FILE_NEEDED,
+        message="testbed.devicemount.io/vcs: memory and cores of the slice. To have them in a file "
+        "that your programs read, set spec.reservation.acceptEnvFile: delete this DeviceMount and "
+        "create another one.",
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "only the environment limits the device, and that is accepted",
+        reserving(given.facts(env_only="memory"), reservation={"acceptEnvFile": True}),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "an annotation that is allowed",
+        reserving(annotations={QUEUE: "q"}),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "an annotation that is not allowed: it and those that are, are named",
+        reserving(annotations={QUEUE: "q", "volcano.sh/devices-to-allocate": "all"}),
+        reason=Reason.RESERVATION_NOT_ALLOWED,
+        message="annotations of spec.reservation that are not allowed: "
+        f"volcano.sh/devices-to-allocate; allowed: {QUEUE}. Leave it out: delete this DeviceMount "
+        "and create another one; which annotations are allowed is a setting of the operator.",
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "a priority class above the target's",
+        reserving(priority_class=URGENT, target=given.target(priority=999)),
+        reason=Reason.RESERVATION_NOT_ALLOWED,
+        message="PriorityClass urgent (1000) is above the priority of pod notebook-0 (999). Leave "
+        "it out: delete this DeviceMount and create another one; which annotations are allowed is "
+        "a setting of the operator.",
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "a priority class above a target in a cluster without priorities",
+        reserving(priority_class=URGENT, target=given.target(priority=None)),
+        reason=Reason.RESERVATION_NOT_ALLOWED,
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "a priority class that does not exist",
+        reserving(priority_class=PriorityClass(name="urgent", value=None)),
+        reason=Reason.RESERVATION_NOT_ALLOWED,
+        again_s=10.0,
+        failures=1,
+    ),
+    case(
+        "a priority class as high as the target's",
+        reserving(priority_class=URGENT, target=given.target(priority=1000)),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "it is the turn of this mount",
+        reserving(given.facts(serialised=True), turn=given.turn()),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+    ),
+    case(
+        "another shadow pod is on its way",
+        reserving(given.facts(serialised=True), turn=given.turn("shadow pod dm-1-2-0")),
+        reason=Reason.RESERVING,
+        message="testbed.devicemount.io/vcs is given to one pod of node node1 at a time, and "
+        "shadow pod dm-1-2-0 is first. It goes on by itself.",
+        again_s=5.0,
+    ),
+    case(
+        "another has been on its way for a moment: nothing is said yet",
+        reserving(given.facts(serialised=True), turn=given.turn("shadow pod x", since=NOW - 0.5)),
+        again_s=1.5,
+    ),
+    case(
+        "an earlier refusal is not over: nothing is asked for",
+        reserving(given.facts(refused="MPS"), setback=failed(Reason.UNSUPPORTED_RESOURCE)),
+        reason=Reason.UNSUPPORTED_RESOURCE,
+        message="too few",
+        again_s=4.0,
+        failures=3,
+    ),
+]
+
+
 def answered(reason: Reason, **changes: Any) -> Observation:
     seen_by = given.agent(refusal=given.refusal(reason), container="notebook")
     return given.observation(**{"shadows": (given.shadow(),), "agent": seen_by, **changes})
@@ -616,6 +851,24 @@ AGENT = [
         DELETE,
         reason=Reason.INSUFFICIENT,
         message="said the agent. It mounts as soon as the node has enough free ones.",
+        again_s=2.0,
+        failures=1,
+    ),
+    case(
+        "nobody understands the allocation yet: it stays reserved and is asked about again",
+        answered(Reason.ALLOCATION_UNKNOWN),
+        reason=Reason.ALLOCATION_UNKNOWN,
+        message="said the agent. The devices stay reserved; it mounts when the CDI spec or the "
+        "profile that explains them arrives.",
+        again_s=1.0,
+        failures=1,
+    ),
+    case(
+        "the slice belongs to another pod: only another pod can get another one",
+        answered(Reason.RESERVATION_LOST),
+        REMOVE_LOST,
+        DELETE,
+        reason=Reason.RESERVATION_LOST,
         again_s=2.0,
         failures=1,
     ),
@@ -737,7 +990,10 @@ GIVING_BACK = [
 ]
 
 
-@pytest.mark.parametrize("case", [*GIVING_BACK, *TARGET, *RESERVATION, *WAY_UP, *AGENT])
+EVERY = [*GIVING_BACK, *TARGET, *RESERVATION, *PLACING, *TERMS, *WAY_UP, *AGENT]
+
+
+@pytest.mark.parametrize("case", EVERY)
 def test_decision(case: Case) -> None:
     decision = decide(case.observation)
     assert decision.actions == case.actions
@@ -845,6 +1101,24 @@ def test_an_agent_that_does_not_answer_a_release_is_named() -> None:
     assert decision.requeue_after_s == 0.5
 
 
+def test_a_deletion_on_a_node_that_is_not_lent_any_more_says_which_command_helps() -> None:
+    absent = given.refusal(Reason.AGENT_UNAVAILABLE, "no agent runs on node node1")
+    observation = given.mounted(
+        mount=given.deleted(),
+        agent=given.agent(nodes=frozenset(), grants=(given.grant(),)),
+        node=given.node(enabled=False),
+    )
+    decision = refused(observation, absent)
+    assert decision.report is not None
+    assert decision.report.reason is Reason.NODE_NOT_ENABLED
+    assert COMMAND in decision.report.message
+    assert decision.requeue_after_s == 1.0
+    lent = replace(observation, node=given.node())
+    told = refused(lent, absent).report
+    assert told is not None
+    assert told.reason is Reason.AGENT_UNAVAILABLE
+
+
 # Events
 
 
@@ -887,7 +1161,39 @@ def test_the_target_is_read_only_where_it_matters(*, observation: Observation, r
     assert needs_target(observation) is reads
 
 
-def test_the_node_is_read_only_where_a_scheduler_complains() -> None:
-    assert needs_node(unplaced(TOO_FEW))
-    assert not needs_node(unread())
-    assert not needs_node(given.observation())
+def test_the_node_is_read_only_where_a_scheduler_complains_or_its_agent_is_absent() -> None:
+    alone = given.agent(nodes=frozenset(), grants=(given.grant(),))
+    assert needs_node(unplaced(TOO_FEW)) == NODE
+    assert needs_node(given.observation(agent=given.agent(nodes=frozenset()))) == NODE
+    assert needs_node(given.mounted(mount=given.deleted(), agent=alone)) == NODE
+    assert needs_node(unread()) is None
+    former = given.shadow(place=replace(PLACE, node=NodeName("node2")))
+    returned = given.agent(released=frozenset({SHADOW_UID}))
+    assert needs_node(unread(shadows=(former,))) == "node2"
+    assert needs_node(unread(shadows=(former,), agent=returned)) is None
+    assert needs_node(given.observation()) is None
+    assert needs_node(given.mounted()) is None
+
+
+def test_nodes_are_asked_for_facts_only_before_a_reservation_and_while_it_is_not_placed() -> None:
+    assert needs_facts(given.observation()) == NODE
+    assert needs_facts(unplaced(TOO_FEW)) == NODE
+    starting = given.target(containers=(given.container(state=ContainerState.WAITING),))
+    for quiet in (
+        given.mounted(),
+        unread(agent=APPLYING),
+        given.observation(target=starting),
+        given.observation(setback=failed()),
+        given.observation(mount=given.deleted()),
+        unplaced(TOO_FEW, mount=given.deleted()),
+        given.mounted(shadows=(given.shadow(scheduled=False),)),
+        given.observation(agent=given.agent(nodes=frozenset())),
+    ):
+        assert needs_facts(quiet) is None
+
+
+def test_a_priority_class_is_read_only_where_one_is_named() -> None:
+    named = given.mount(reservation={"priorityClassName": "urgent"})
+    assert needs_priority(given.observation()) is None
+    assert needs_priority(given.observation(mount=named)) == "urgent"
+    assert needs_priority(given.mounted(mount=named)) is None

@@ -33,7 +33,7 @@ from devicemount_operator.decide.observation import (
     TargetAbsent,
     is_unwanted,
 )
-from devicemount_operator.reasons import Reason
+from devicemount_operator.reasons import Reason, trouble
 from unit.operator import given
 
 NODES = st.sampled_from([NodeName("node1"), NodeName("node2")])
@@ -69,6 +69,7 @@ SHADOWS = st.builds(
     scheduled=st.booleans(),
     scheduler_text=TEXTS,
     gates=st.sampled_from([(), ("q/x",)]),
+    claim=st.sampled_from(["", "claim-x"]),
     hold_down_since=st.none() | TIMES,
     seen=TIMES,
 )
@@ -80,9 +81,10 @@ GRANTS = st.builds(
     devices=st.sampled_from([(), (given.device(),)]),
     granted_wall=st.sampled_from([None, given.WALL]),
 )
+TROUBLES = st.sampled_from([reason for reason in Reason if trouble(reason.value)])
 REFUSALS: st.SearchStrategy[Refusal] = st.builds(
     given.refusal,
-    st.sampled_from(Reason),
+    TROUBLES,
     TEXTS,
     at=TIMES,
     holders=st.sampled_from([(), (given.holder(),)]),
@@ -99,12 +101,22 @@ AGENTS = st.builds(
 )
 SETBACKS = st.builds(
     Setback,
-    reason=st.sampled_from(Reason),
+    reason=TROUBLES,
     message=TEXTS,
     count=st.integers(1, 10**6),
     at=TIMES,
     until=TIMES,
 )
+
+
+FACTS = st.builds(
+    given.facts,
+    serialised=st.booleans(),
+    env_only=st.sampled_from(["", "memory limit"]),
+    refused=st.sampled_from(["", "MPS"]),
+    driver_missing=TEXTS,
+)
+TURNS = st.builds(given.turn, TEXTS, since=TIMES, is_awaited=st.booleans())
 
 
 def _mount(deleted: str | None, finalizers: list[str], row: dict[str, Any], **spec: Any) -> Any:
@@ -143,7 +155,9 @@ OBSERVATIONS = st.builds(
     mount=MOUNTS,
     target=st.none() | st.just(TargetAbsent()) | PODS,
     shadows=st.lists(SHADOWS, max_size=3, unique_by=lambda s: s.uid).map(tuple),
-    node=st.sampled_from([None, given.node()]),
+    node=st.sampled_from([None, given.node(), given.node(enabled=False)]),
+    facts=st.none() | FACTS.map(lambda fact: (fact,)),
+    turn=st.none() | TURNS,
     agent=AGENTS,
     setback=st.none() | SETBACKS,
     milestones=st.builds(Milestones, seen=st.none() | TIMES, applied=st.none() | TIMES),
@@ -213,6 +227,16 @@ def test_what_is_not_wanted_gets_nothing(observation: Observation) -> None:
     if is_unwanted(observation.mount) or observation.held_back_s:
         assert begun == []
     assert sum(isinstance(a, CreateShadowPod) for a in actions) <= 1
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(OBSERVATIONS)
+def test_nothing_is_reserved_out_of_turn_or_against_the_profile(observation: Observation) -> None:
+    if any(isinstance(a, CreateShadowPod) for a in chain.decide(observation).actions):
+        assert observation.turn is None or not observation.turn.ahead
+        for fact in observation.facts or ():
+            assert not fact.refused
+            assert not fact.env_only
 
 
 @settings(max_examples=100, deadline=None)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reports become status: whole, bounded, and written only when it says something new."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -65,6 +66,7 @@ READY = {
                     "nodes": [
                         {"path": "/dev/vcs1", "type": "c", "major": 7, "minor": 1, "access": "rw"}
                     ],
+                    "mounts": [],
                 }
             ],
             "holders": [],
@@ -214,6 +216,7 @@ EXPECTED = {
     Kind.SUSPENDED: Verdict.CURRENT,
     Kind.WAITING: Verdict.IN_PROGRESS,
     Kind.PERMANENT: Verdict.FAILED,
+    Kind.DEGRADED: Verdict.CURRENT,
 }
 
 
@@ -266,6 +269,83 @@ def test_progress_is_no_news(reason: Reason) -> None:
     assert report.render(given.observation(), said(reason)).events == ()
 
 
+# What is amiss though the devices open
+
+
+def degraded(*reasons: str, **changes: Any) -> Observation:
+    grant = given.grant(concerns=tuple(given.concern(reason) for reason in reasons))
+    seen_by = given.agent(grants=(grant,), container="notebook")
+    return given.mounted(agent=seen_by, **changes)
+
+
+def test_a_concern_is_a_condition_and_a_warning_and_the_mount_stays_ready() -> None:
+    found = rendered(degraded("LibrariesMissing", "VersionMismatch"))
+    assert found.status is not None
+    assert conditions(found.status)["Ready"] == ("True", "Mounted")
+    (condition,) = [c for c in found.status["conditions"] if c["type"] == "Degraded"]
+    assert condition["status"] == "True"
+    assert condition["reason"] == "LibrariesMissing"
+    assert condition["message"] == "libcuda.so.1 is absent. libcuda.so.1 is absent."
+    assert verdict({"metadata": {"generation": 1}, "status": found.status}) is Verdict.CURRENT
+    assert [(e.type.value, e.reason, e.message) for e in found.events][1:] == [
+        (
+            "Warning",
+            "Degraded",
+            "LibrariesMissing: libcuda.so.1 is absent. libcuda.so.1 is absent.",
+        )
+    ]
+
+
+def test_it_is_told_once_and_again_when_it_is_something_else() -> None:
+    stands = given.mount(status=written(degraded("LibrariesMissing")))
+    assert rendered(degraded("LibrariesMissing", mount=stands)).events == ()
+    (event,) = rendered(degraded("DeviceUnhealthy", mount=stands)).events
+    assert (event.type.value, event.reason) == ("Warning", "Degraded")
+
+
+def test_when_it_is_over_the_condition_goes_and_that_is_told() -> None:
+    stands = given.mount(status=written(degraded("DeviceUnhealthy")))
+    found = rendered(given.mounted(mount=stands))
+    assert found.status is not None
+    assert "Degraded" not in conditions(found.status)
+    (event,) = found.events
+    assert (event.type.value, event.reason, event.message) == (
+        "Normal",
+        "Recovered",
+        "DeviceUnhealthy is over",
+    )
+
+
+def test_what_does_not_open_is_not_called_degraded() -> None:
+    stands = given.mount(status=written(degraded("DeviceUnhealthy")))
+    found = report.render(given.observation(mount=stands), said(Reason.TARGET_NOT_RUNNING))
+    assert found.status is not None
+    assert "Degraded" not in conditions(found.status)
+    assert [event.reason for event in found.events] == ["TargetNotRunning"]
+
+
+def test_what_came_with_a_device_is_written() -> None:
+    device = given.device(
+        mounts=("/usr/lib/libx.so",), env_file="/run/devicemount/gpu.env", health="Healthy"
+    )
+    seen_by = given.agent(grants=(given.grant(devices=(device,)),), container="notebook")
+    status = written(given.mounted(agent=seen_by))
+    (row,) = status["targets"][0]["devices"]
+    assert row["mounts"] == ["/usr/lib/libx.so"]
+    assert (row["envFile"], row["health"]) == ("/run/devicemount/gpu.env", "Healthy")
+    assert status["conditions"][0]["message"] == (
+        "testbed.devicemount.io/vcs vcs1 opens in container notebook, where "
+        "/run/devicemount/gpu.env has the environment that it needs."
+    )
+
+
+@pytest.mark.parametrize("health", ["", "Sick"])
+def test_a_health_that_nobody_knows_is_left_out(health: str) -> None:
+    seen_by = given.agent(grants=(given.grant(devices=(given.device(health=health),)),))
+    status = written(given.mounted(agent=seen_by, mount=given.mount(container="notebook")))
+    assert "health" not in status["targets"][0]["devices"][0]
+
+
 # Bounds
 
 
@@ -275,11 +355,20 @@ def monster() -> Observation:
         for _ in range(api.MAX_NODES + 9)
     )
     devices = tuple(
-        given.device("i" * 300, resource="", nodes=nodes if n == 0 else ())
+        given.device(
+            "i" * 300,
+            resource="",
+            nodes=nodes if n == 0 else (),
+            mounts=("", "/" + "m" * 600) * api.MAX_MOUNTS if n == 0 else (),
+            env_file="/" + "e" * 200,
+        )
         for n in range(api.MAX_DEVICES + 1)
     )
     return given.mounted(
-        agent=given.agent(grants=(given.grant(devices=devices),), container="notebook")
+        agent=given.agent(
+            grants=(given.grant(devices=devices, concerns=(given.concern("R" * 99, "m" * 4000),)),),
+            container="notebook",
+        )
     )
 
 
@@ -287,9 +376,32 @@ def test_whatever_an_agent_says_fits_the_schema() -> None:
     status = written(monster())
     (row,) = status["targets"]
     assert len(row["devices"]) == api.MAX_DEVICES
+    assert "513 devices, cut here." in row["message"]
     assert len(row["devices"][0]["nodes"]) == api.MAX_NODES
     assert len(row["devices"][0]["nodes"][0]["path"]) == 512
-    assert "has 73 files, cut here." in row["message"]
+    assert len(row["devices"][0]["mounts"]) == api.MAX_MOUNTS
+    assert "has 201 files, cut here." in row["message"]
+    api.Status.model_validate(status)
+
+
+def test_however_many_files_devices_have_status_fits_into_an_object() -> None:
+    node = replace(given.device().nodes[0], path="/dev/" + "x" * 600)
+    device = given.device(
+        "i" * 200,
+        resource="r" * 300,
+        nodes=(node,) * api.MAX_NODES,
+        mounts=("/" + "m" * 600,) * api.MAX_MOUNTS,
+        env_file="/" + "e" * 600,
+    )
+    grant = given.grant(devices=(device,) * 4000)
+    status = written(given.mounted(agent=given.agent(grants=(grant,), container="notebook")))
+    (row,) = status["targets"]
+    assert len(json.dumps(status)) < 1_400_000
+    assert len(row["devices"]) == api.MAX_DEVICES
+    assert sum(len(d["nodes"]) + len(d["mounts"]) for d in row["devices"]) == api.MAX_FILES
+    assert "4000 devices, cut here." in row["message"]
+    assert "has 128 files, " in row["message"]
+    assert len(row["message"]) <= api.MAX_MESSAGE
     api.Status.model_validate(status)
 
 
