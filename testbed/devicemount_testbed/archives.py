@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the image archives that containerd imports (the form that `docker save` made common).
+"""Writes the image archives that containerd and Docker load (the form of `docker save`).
 
 The same content gives the same bytes, so that an unchanged image is not loaded again.
 """
@@ -60,6 +60,21 @@ def write_archive(
         _add_file(archive, config_name, config, 0o644)
         _add_file(archive, "layer.tar", layer, 0o644)
         _add_file(archive, "manifest.json", json.dumps(manifest).encode(), 0o644)
+
+
+def copy_archive(source: Path, target: Path, *, reference: str) -> None:
+    """Write the archive again with that as the image's only name."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_suffix(".draft")
+    with tarfile.open(source) as old, tarfile.open(draft, "w") as new:
+        for member in old:
+            if member.name == "manifest.json":
+                (image,) = json.load(old.extractfile(member))  # type: ignore[arg-type]
+                content = json.dumps([{**image, "RepoTags": [reference]}]).encode()
+                _add_file(new, member.name, content, 0o644)
+            elif member.name != "repositories":  # the same for Docker before 1.10
+                new.addfile(member, old.extractfile(member) if member.isreg() else None)
+    draft.replace(target)
 
 
 def _layer(entries: Sequence[File | Link | Directory]) -> bytes:

@@ -80,13 +80,39 @@ ALL = (
     Component(output="runc-devices-only", module="runc_devices_only", package="."),
 )
 
+# What only some tests need: they build it, see build_now.
+SAMPLE_DEVICE_PLUGIN = Component(
+    output="sample-device-plugin",
+    module="kubernetes",
+    package="k8s.io/kubernetes/test/images/sample-device-plugin",
+)
+NVIDIA_CDI = Component(output="nvidia-cdi", module="nvidia_cdi", package=".", cgo="1")
+NVIDIA_CDI_HOOK = Component(
+    output="nvidia-cdi-hook",
+    module="nvidia_cdi",
+    package="github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook",
+    cgo="1",
+)
+CERT_MANAGER = Component(output="cert-manager", module="cert_manager", package=".")
+CERT_MANAGER_MODULE = "github.com/cert-manager/cert-manager"
+
 
 def build_components(layout: Layout) -> None:
-    """Build what is missing or stale, one line of progress for each component."""
+    """Build what is missing or stale of all that a node needs."""
+    _build_stale(layout, ALL)
+
+
+def build_now(layout: Layout, component: Component) -> Path:
+    """Build a program that is not a node's, if it is missing or stale, and return its path."""
+    _build_stale(layout, (component,))
+    return layout.bin / component.output
+
+
+def _build_stale(layout: Layout, components: tuple[Component, ...]) -> None:
     layout.bin.mkdir(parents=True, exist_ok=True)
     go = go_program()
     release = output_of([go, "env", "GOVERSION"]).strip()
-    for component in ALL:
+    for component in components:
         stamp = layout.bin / ".stamps" / component.output
         inputs = _inputs_hash(component, release)
         if _is_current(layout.bin / component.output, stamp=stamp, inputs=inputs):

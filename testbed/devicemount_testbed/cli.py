@@ -10,11 +10,12 @@ from devicemount_testbed import lifecycle
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.deploy import deploy
 from devicemount_testbed.errors import CommandFailed, TestbedError, UnknownComponent
-from devicemount_testbed.images import archive_of, build_images, find_repository
+from devicemount_testbed.images import archive_of, build_images, find_repository, write_release
 from devicemount_testbed.layout import Layout, default_layout
 from devicemount_testbed.loading import load_everywhere
 from devicemount_testbed.locking import exclusive
 from devicemount_testbed.node import inside_environment
+from devicemount_testbed.preflight import install_packages
 from devicemount_testbed.processes import is_running
 from devicemount_testbed.report import say
 
@@ -38,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     verbs.add_parser("build", help="build Kubernetes and all else that nodes run; up does so too")
     verbs.add_parser("kubeconfig", help="print the path of the kubeconfig")
     verbs.add_parser("status", help="show processes and nodes")
-    verbs.add_parser("images", help="build the images of this checkout")
+    verbs.add_parser("images", help="build the images of this checkout, and archives in dist/")
     verbs.add_parser("deploy", help="build, load and deploy this checkout; restart what changed")
     # no prefix character: what follows is kubectl's, options too
     kubectl = verbs.add_parser(
@@ -69,7 +70,7 @@ def _run(arguments: argparse.Namespace, layout: Layout) -> None:
             _status(layout)
         case "images":
             with exclusive(layout):
-                build_images(layout, find_repository(Path.cwd()))
+                _images(layout, find_repository(Path.cwd()))
         case "deploy":
             with exclusive(layout):
                 deploy(layout, find_repository(Path.cwd()))
@@ -82,6 +83,16 @@ def _run(arguments: argparse.Namespace, layout: Layout) -> None:
                 _load(layout, arguments.image)
         case "logs":
             _logs(layout, arguments.component)
+
+
+def _images(layout: Layout, repository: Path) -> None:
+    """Build; say where the archives are and how a node takes them."""
+    install_packages(layout)
+    build_images(layout, repository)
+    for name, archive in write_release(layout, repository, directory=repository / "dist").items():
+        print(f"{archive.relative_to(repository)}  {name}")
+    print("into a node's containerd:  ctr --namespace k8s.io images import FILE")
+    print("into a node's Docker:      docker load --input FILE")
 
 
 def _status(layout: Layout) -> None:

@@ -6,10 +6,13 @@ An image is built again only when the files that its Dockerfile copies, or the b
 
 import hashlib
 import shutil
+import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from devicemount_testbed import buildah
+from devicemount_testbed.archives import copy_archive
 from devicemount_testbed.commands import run_with_progress
 from devicemount_testbed.errors import NoRepository, UnreadableDockerfile
 from devicemount_testbed.layout import DATA, Layout
@@ -28,6 +31,10 @@ class Image:
     reference: str
     dockerfile: str
     target: str
+
+    def release_name(self, version: str) -> str:
+        """Return the name that the manifests have: localhost/devicemount-agent:0.1.0."""
+        return f"{self.reference.rpartition(':')[0]}:{version}"
 
 
 IMAGES = (
@@ -56,6 +63,25 @@ def build_images(layout: Layout, repository: Path) -> dict[str, Path]:
         _build_if_stale(layout, image, repository=repository, base=base, archive=archive)
         archives[image.reference] = archive
     return archives
+
+
+def write_release(
+    layout: Layout, repository: Path, *, directory: Path, images: Sequence[Image] = IMAGES
+) -> dict[str, Path]:
+    """Write archives for nodes that pull nothing; map every image's released name to its own.
+
+    The images are built already (build_images).
+    """
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    written = {}
+    for image in images:
+        name = image.release_name(project["version"])
+        archive = directory / (name.rpartition("/")[2].replace(":", "-") + ".tar")
+        built = archive_path(layout, image.reference)
+        if not archive.exists() or archive.stat().st_mtime < built.stat().st_mtime:
+            copy_archive(built, archive, reference=name)
+        written[name] = archive
+    return written
 
 
 def archive_of(layout: Layout, reference: str) -> Path:

@@ -20,6 +20,7 @@ from devicemount_testbed.topology import (
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 RUNTIMES = {CgroupVersion.V1: "runc", CgroupVersion.V2: "runc-devices-only"}
+KUBELET_ROOT = "/var/lib/kubelet"  # a test moves it, as some distributions do
 TEMPLATES = ("containerd.toml", "cni.conflist", "kubelet.yaml", "kube-proxy.yaml")
 
 
@@ -55,6 +56,7 @@ def environment(layout: Layout, node: Node) -> dict[str, str]:
         "NODE_ADDRESS": node.address,
         "NODE_CGROUP": node.cgroup.value,
         "LOG_DIR": str(layout.log),
+        "KUBELET_ROOT": os.environ.get("DEVICEMOUNT_KUBELET_ROOT", KUBELET_ROOT),
         "KUBELET_KUBECONFIG": inside_kubeconfig(layout, node.name),
     }
 

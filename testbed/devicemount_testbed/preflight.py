@@ -152,14 +152,20 @@ def prepare_machine(layout: Layout) -> None:
     facts = read_facts(layout)
     if problems := find_problems(facts):
         raise MachineUnfit(problems)
-    if not facts.missing_packages:
+    install_packages(layout)
+
+
+def install_packages(layout: Layout) -> None:
+    """Install what is missing; building images needs no more than this of the machine."""
+    missing = missing_packages()
+    if not missing:
         return
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     log = layout.log_of("apt")
     run_with_progress(["apt-get", "-q", "update"], what="apt-get update", log=log, env=env)
     run_with_progress(
-        ["apt-get", "-qy", "install", "--no-install-recommends", *facts.missing_packages],
-        what=f"installing {' '.join(facts.missing_packages)}",
+        ["apt-get", "-qy", "install", "--no-install-recommends", *missing],
+        what=f"installing {' '.join(missing)}",
         log=log,
         env=env,
     )

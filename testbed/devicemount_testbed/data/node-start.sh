@@ -84,7 +84,7 @@ echo 1 >/proc/sys/net/ipv4/ip_forward
 keep_running containerd containerd --config "$NODE_DIR/containerd.toml"
 await_containerd
 keep_running kube-proxy kube-proxy --config "$NODE_DIR/kube-proxy.yaml"
-keep_running kubelet kubelet --config "$NODE_DIR/kubelet.yaml" \
+keep_running kubelet kubelet --config "$NODE_DIR/kubelet.yaml" --root-dir "$KUBELET_ROOT" \
   --kubeconfig "$KUBELET_KUBECONFIG" --hostname-override "$NODE_NAME" \
   --node-ip "$NODE_ADDRESS" --v 2
 wait

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from devicemount_testbed.archives import Directory, File, Link, write_archive
+from devicemount_testbed.archives import Directory, File, Link, copy_archive, write_archive
 from devicemount_testbed.buildah import pip_configuration
 from devicemount_testbed.deploy import STAMP, stamp
 from devicemount_testbed.errors import NoRepository, UnreadableDockerfile
@@ -87,24 +87,34 @@ def test_the_same_content_gives_the_same_archive(tmp_path: Path) -> None:
         assert json.load(manifest)[0]["RepoTags"] == ["localhost/x:1"]
 
 
-def workload(image: str, *, secret: str) -> dict[str, object]:
-    pod = {
-        "containers": [{"image": image}],
-        "volumes": [{"name": "tls", "secret": {"secretName": secret}}],
-    }
-    return {"spec": {"template": {"spec": pod}}}
+def workload(image: str) -> dict[str, object]:
+    return {"spec": {"template": {"spec": {"containers": [{"image": image}]}}}}
 
 
 def stamped(inputs: dict[str, str]) -> str:
-    made = workload("localhost/a:dev", secret="a-tls")
+    made = workload("localhost/a:dev")
     stamp(made, inputs)
     annotations: dict[str, str] = made["spec"]["template"]["metadata"]["annotations"]  # type: ignore[index]
     return annotations[STAMP]
 
 
-def test_a_workload_restarts_for_its_own_image_and_secret_only() -> None:
-    inputs = {"localhost/a:dev": "1", "localhost/b:dev": "1", "a-tls": "1"}
+def test_a_workload_restarts_for_its_own_image_only() -> None:
+    inputs = {"localhost/a:dev": "1", "localhost/b:dev": "1"}
     before = stamped(inputs)
     assert stamped({**inputs, "localhost/b:dev": "2"}) == before
     assert stamped({**inputs, "localhost/a:dev": "2"}) != before
-    assert stamped({**inputs, "a-tls": "2"}) != before
+
+
+def test_a_released_archive_has_its_own_name_only_and_the_same_content(tmp_path: Path) -> None:
+    built, released = tmp_path / "built.tar", tmp_path / "dist/released.tar"
+    entries = [File(path="hold", content=b"program")]
+    write_archive(built, reference="localhost/hold:dev", entries=entries, command=["/hold"])
+    with tarfile.open(built, "a") as archive:  # as others write it besides
+        archive.addfile(tarfile.TarInfo("repositories"))
+    copy_archive(built, released, reference="localhost/hold:0.1.0")
+    with tarfile.open(built) as old, tarfile.open(released) as new:
+        assert {*old.getnames()} - {*new.getnames()} == {"repositories"}
+        (before,), (after,) = (json.load(a.extractfile("manifest.json") or a) for a in (old, new))
+        assert after == {**before, "RepoTags": ["localhost/hold:0.1.0"]}
+        for layer in after["Layers"]:
+            assert (new.extractfile(layer) or new).read() == (old.extractfile(layer) or old).read()
