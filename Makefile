@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest --durations=10 --durations-min=1
 BENCH_N ?= 20
 STAMP := .venv/.complete
 
-.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images proto crds bench clean cluster-tests lifecycle binaries
+.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images manifests docs claims proto crds bench gpu-check clean cluster-tests lifecycle binaries
 
 venv: $(STAMP) ## prepare .venv with locked dependencies
 $(STAMP): requirements/dev.txt pyproject.toml testbed/pyproject.toml tools/venv.sh
@@ -26,7 +26,7 @@ test: lint unit component node lifecycle cluster-tests ## everything that CI che
 soak: cluster ## storms, thousands of rounds and long waits (hours; never in CI)
 	@$(PYTEST) tests/soak
 
-lint: $(STAMP) ## format, style, types, layers, licences, generated files
+lint: $(STAMP) docs ## format, style, types, layers, licences, generated files
 	@.venv/bin/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ." >&2; exit 1; }
 	@.venv/bin/ruff check --quiet .
 	@tools/spdx.sh
@@ -60,8 +60,11 @@ cluster-tests: cluster
 kubeconfig: $(STAMP) ## print the path of the testbed's kubeconfig (make -s kubeconfig)
 	@$(TESTBED) kubeconfig
 
-images: $(STAMP) ## build the three images and load them into the testbed's nodes
+images: $(STAMP) ## build the three images, and archives of them in dist/ for nodes that pull nothing
 	@$(TESTBED) images
+
+manifests: binaries ## render manifests/install.yaml
+	@tools/manifests.sh
 
 proto: $(STAMP) ## generate the gRPC code from the proto files
 	@tools/proto.sh
@@ -69,6 +72,15 @@ proto: $(STAMP) ## generate the gRPC code from the proto files
 crds: $(STAMP) ## generate crds/ from the pydantic models, and docs/reasons.md
 	@$(PY) -m devicemount_operator.api.crd > crds/devicemounts.yaml
 	@$(PY) -m devicemount_operator.reasons > docs/reasons.md
+
+claims: $(STAMP) ## generate docs/claims.md from docs/claims.yaml
+	@$(PY) -m tools.claims > docs/claims.md.new && mv docs/claims.md.new docs/claims.md
+
+docs: $(STAMP) ## build the documentation as a site, strictly, into dist/site
+	@said=$$(NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict 2>&1) || { echo "$$said" >&2; exit 1; }
+
+gpu-check: $(STAMP) ## on a machine with an NVIDIA GPU: resolver, holders, a grant and a revoke seen by CUDA
+	@$(PYTEST) tests/gpu -rs
 
 bench: cluster ## latency against the floor of the same run (BENCH_N samples)
 	@$(PY) -m bench --samples $(BENCH_N)

@@ -7,7 +7,8 @@ from functools import partial
 
 import pytest
 
-from cluster.world import FUSE, LOOP, SYSTEM, VCS, World, eventually
+from cluster.failing import bystanding
+from cluster.world import FUSE, LOOP, SYSTEM, VCS, Pod, World, eventually
 from devicemount_testbed.api import Api, mount_path
 from devicemount_testbed.cluster import Testbed
 
@@ -42,6 +43,13 @@ def world(testbed: Testbed, api: Api) -> Iterator[World]:
     api.delete(path)
 
 
+@pytest.fixture
+def bystander(world: World) -> Iterator[Pod]:
+    """A pod whose device, granted before, is opened all the time and must never be refused."""
+    with bystanding(world) as pod:
+        yield pod
+
+
 @pytest.fixture(params=["node1", "node2"])
 def node(request: pytest.FixtureRequest) -> str:
     """Run the scenario on both nodes: cgroup v1 and cgroup v2."""
@@ -67,3 +75,11 @@ def _deployed(testbed: Testbed, api: Api) -> None:
 
     for name in ("node1", "node2"):
         eventually(partial(offers, name), what=f"{name} offers the testbed's devices")
+
+
+LAST = ("test_certificates.py", "test_install.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run last what takes devicemount off the cluster: the others need it."""
+    items.sort(key=lambda item: item.path.name in LAST)

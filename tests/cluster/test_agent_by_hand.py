@@ -22,12 +22,13 @@ CLIENT = """
 import asyncio, sys
 from pathlib import Path
 from google.protobuf import json_format
+from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1 import agent_pb2, agent_pb2_grpc
 
 async def main(address, tls, method, request):
     message = json_format.Parse(request, getattr(agent_pb2, method + "Request")())
-    async with agent_channel(address, Path(tls)) as channel:
+    async with agent_channel(address, Identity.from_directory(Path(tls))) as channel:
         call = getattr(agent_pb2_grpc.AgentStub(channel), method)
         print(json_format.MessageToJson(await call(message, timeout=20, wait_for_ready=True)))
 

@@ -1,0 +1,40 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vendors' long runs: 200 rounds of a plugin that guesses, and a spec that comes 45 s late."""
+
+import os
+import time
+
+import pytest
+
+from cluster.borrowing import apply, await_allocatable, look
+from cluster.test_cdi import boards
+from cluster.test_volcano import rounds, vgpus
+from cluster.world import World
+from vendors.cdi import RESOURCE, Board
+from vendors.volcano import Volcano
+
+__all__ = ["boards", "vgpus"]
+
+ROUNDS = int(os.environ.get("SOAK_SERIALISED_ROUNDS", "200"))
+LATE_S = float(os.environ.get("SOAK_LATE_S", "45"))
+
+
+@pytest.mark.parametrize("vgpus", ["node1"], indirect=True)
+def test_never_the_slice_of_another(world: World, vgpus: Volcano) -> None:
+    assert rounds(world, vgpus, count=ROUNDS)
+
+
+@pytest.mark.parametrize("boards", ["node1", "node2"], indirect=True)
+def test_a_spec_that_comes_late(world: World, boards: Board) -> None:
+    boards.remove_spec()
+    await_allocatable(world, boards.node, {RESOURCE: 1})
+    pod = world.pod("notebook", node=boards.node)
+    before = look(pod)
+    mount = apply(world, pod, {RESOURCE: 1})
+    end = time.monotonic() + LATE_S
+    while time.monotonic() < end:
+        assert look(pod) == before
+    boards.write_spec()
+    mount.ready(deadline_s=60)
+    mount.delete()
+    assert look(pod) == before
