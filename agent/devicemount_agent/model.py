@@ -145,7 +145,7 @@ class Health(Enum):
 class Concern:
     """Something is not as it should be, although the devices are granted."""
 
-    reason: str  # LibrariesMissing, VersionMismatch, DeviceUnhealthy
+    reason: str  # LibrariesMissing, VersionMismatch, NotPermitted, DeviceUnhealthy
     message: str  # names what, and what to do
 
 

@@ -2,7 +2,8 @@
 """What keeps a target from using devices that it is granted: said, not acted upon.
 
 The kubelet's word on a device is always there to be asked. What the container lacks (libraries, a
-version that fits) is looked up when it is granted, and looked up again while something is missing.
+version that fits, files that its user may open) is looked up when it is granted, and again while
+something is missing.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ from devicemount_agent.allocation.read import Allocation
 from devicemount_agent.container.known import KnownContainers
 from devicemount_agent.device_health import DeviceHealth
 from devicemount_agent.errors import DeviceMountError
+from devicemount_agent.graft import permission
 from devicemount_agent.grafts import facts
 from devicemount_agent.ledger import Grant
 from devicemount_agent.logs import line
@@ -54,10 +56,11 @@ class Usability:
                 continue
             try:
                 lacking = await self._allocation.concerns(container, grant.devices)
+                refused = await asyncio.to_thread(permission.concerns, container, grant.present())
             except (DeviceMountError, OSError) as error:
                 log.warning(line("could not see what is missing", **facts(grant), error=error))
                 continue
-            self._lacking[grant.shadow.uid] = lacking
+            self._lacking[grant.shadow.uid] = (*lacking, *refused)
 
     async def look_again(self, grants: Iterable[Grant]) -> None:
         """Look again at those in which something was missing: it may have come.

@@ -53,6 +53,7 @@ class Reason(Enum):
     LIBRARIES_MISSING = "LibrariesMissing"
     VERSION_MISMATCH = "VersionMismatch"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
+    NOT_PERMITTED = "NotPermitted"
 
 
 class Kind(Enum):
@@ -267,6 +268,12 @@ TABLE: Final[dict[Reason, Entry]] = {
     Reason.DEVICE_UNHEALTHY: _degraded(
         "The device plugin says that a mounted device is unhealthy.",
         "It ends when the plugin says otherwise; the device stays mounted.",
+    ),
+    Reason.NOT_PERMITTED: _degraded(
+        "The container's user may not open the device's file, whose owner and mode are as the "
+        "container runtime would have set them.",
+        "Give the target pod the file's group by securityContext.supplementalGroups, or run it as "
+        "another user.",
     ),
 }
 

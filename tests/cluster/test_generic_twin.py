@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from cluster.borrowing import apply, await_allocatable, borrow, delete, look, opens
+from cluster.borrowing import apply, await_allocatable, borrow, condition, delete, look, opens
 from cluster.world import World
 from devicemount_node_api import deviceplugin_pb2 as pb
 from devicemount_testbed.api import Object, pod_path
@@ -84,6 +84,13 @@ def test_a_device_is_the_same_by_limits_and_by_mount(world: World, twins: Twins,
     assert len(by_limits) == len(PERMISSIONS) + 3
     assert loan.came.nodes == by_limits
     assert opens(plain, by_limits) == opens(born, by_limits)
+    said = condition(loan.mount, "Degraded")
+    if user:
+        assert (said["status"], said["reason"]) == ("True", "NotPermitted")
+        assert f"user {user} " in said["message"]
+        assert "(0:44, 0640)" in said["message"]
+    else:
+        assert said == {}
     delete(loan.mount)
     assert look(plain) == loan.before
 

@@ -39,8 +39,8 @@ _OPEN_HOW = struct.Struct("<QQQ")
 _OPENAT2_ATTEMPTS = 64  # EAGAIN: a rename or mount anywhere raced with the walk
 _STATX_SIZE_BYTES = 256
 _STATX = struct.Struct(
-    "<8xQ4xI4xH2xQQ80xIIIIQ"
-)  # attributes, uid, mode, ino, size, rdev's two, dev's two, mnt_id
+    "<8xQ4xIIH2xQQ80xIIIIQ"
+)  # attributes, uid, gid, mode, ino, size, rdev's two, dev's two, mnt_id
 _STATX_MODE_AND_RDEV = struct.Struct("<28xH98xII")  # stx_mode, stx_rdev_major, stx_rdev_minor
 _STATFS_SIZE_BYTES = 256
 _STATFS_TYPE = struct.Struct("<q")  # f_type, at 0
@@ -61,6 +61,7 @@ class FileFacts:
 
     mode: int
     uid: int
+    gid: int
     size_bytes: int
     device: int  # st_dev, and with the inode which file it is
     inode: int
@@ -75,11 +76,12 @@ def facts_of(fd: int) -> FileFacts:
     wanted = STATX_TYPE.value | STATX_MODE | STATX_INO | STATX_SIZE | STATX_MNT_ID
     flags = AT_STATX_DONT_SYNC.value | AT_EMPTY_PATH
     syscall(SYS_STATX, fd, b"", flags, wanted, buffer, path=f"descriptor {fd}")
-    attributes, uid, mode, inode, size, *numbers, mount_id = _STATX.unpack_from(buffer)
+    attributes, uid, gid, mode, inode, size, *numbers, mount_id = _STATX.unpack_from(buffer)
     of_major, of_minor, major, minor = numbers
     return FileFacts(
         mode=mode,
         uid=uid,
+        gid=gid,
         size_bytes=size,
         device=os.makedev(major, minor),
         inode=inode,

@@ -490,7 +490,7 @@ class Concern(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
-    """LibrariesMissing, VersionMismatch, DeviceUnhealthy"""
+    """LibrariesMissing, VersionMismatch, NotPermitted, DeviceUnhealthy"""
     message: _builtins.str
     """names what, and what to do"""
     def __init__(
