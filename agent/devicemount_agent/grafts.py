@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypedDict
@@ -38,6 +38,7 @@ from devicemount_agent.ledger import (
 )
 from devicemount_agent.logs import line
 from devicemount_agent.model import Bound, ContainerID, DeviceNode, DeviceNumber, Holder, PodUID
+from devicemount_agent.planning import Planned, intent_of
 from devicemount_agent.requests import MountKey
 from devicemount_agent.shown import Shown
 from devicemount_agent.timeline import Timeline
@@ -109,7 +110,7 @@ class Grafts:
         fresh = frozenset(numbers - before.keys())
         before |= graft.earlier(container, fresh)
         earlier = tuple(Earlier(n, before[n]) for n in sorted(numbers) if n in before)
-        intent = _intent(grant, planned, self.ledger, container.id, earlier)
+        intent = intent_of(grant, planned, self.ledger, container.id, earlier)
         former = self.ledger.grants.get(grant.shadow.uid)
         self._journal.append(Granted(intent))
         if former is not None and former.container_id != container.id:
@@ -118,16 +119,16 @@ class Grafts:
             log.warning(line("left out ready file", **facts(grant), reason=planned.edits.unshown))
         return intent
 
-    async def _planned(self, grant: Grant, container: Container) -> "_Planned":
+    async def _planned(self, grant: Grant, container: Container) -> Planned:
         """Look at the container, once more where another grant of ours left it meanwhile."""
         former = self.ledger.grants.get(grant.shadow.uid)
         placed: frozenset[Bound] = frozenset()
         if former is not None and former.container_id == container.id:
             placed = former.bound
 
-        def look() -> _Planned:
+        def look() -> Planned:
             root, nodes = self._sources.node_root, grant.present()
-            return _Planned(
+            return Planned(
                 kept=edits.remaining(container, placed),
                 edits=edits.plan(
                     container, grant.edits(), sources=self._sources, files=self._files
@@ -445,42 +446,6 @@ class _Whose(TypedDict):
     granted: frozenset[tuple[ContainerID, DeviceNumber]]
     hold: Path
     users: search.Users
-
-
-@dataclass(frozen=True, slots=True)
-class _Planned:
-    """What a grant will make in a container, as it was just before its intent."""
-
-    kept: frozenset[Bound]  # what the same grant brought before, and may not want any more
-    edits: edits.Plan
-    nodes: frozenset[str]  # that do not stand there, with their directories
-    hosted: frozenset[str]  # that the node has under the number that they get
-
-
-def _intent(
-    grant: Grant,
-    planned: _Planned,
-    ledger: Ledger,
-    container_id: ContainerID,
-    earlier: tuple[Earlier, ...],
-) -> Grant:
-    """Return the grant as the journal is to know it before anything is made."""
-    made = planned.nodes | planned.edits.made
-    former = ledger.grants.get(grant.shadow.uid)
-    if former is not None and former.container_id == container_id:
-        made |= former.made
-    ours = {b.place for other in ledger.in_container(container_id) for b in other.bound}
-    standing = planned.edits.standing
-    bound = {b.place: b for b in planned.kept}
-    bound |= {b.place: b for b in planned.edits.bound if b not in standing or b.place in ours}
-    return replace(
-        grant,
-        earlier=earlier,
-        made=made,
-        bound=frozenset(bound.values()),
-        linked=planned.edits.linked,
-        hosted=planned.hosted,
-    )
 
 
 def _displace(container: Container, grant: Grant, staying: Collection[Grant]) -> None:
