@@ -132,18 +132,20 @@ def _offer(
     stand_ins: dict[str, StandIn],
     turn: list[Case | RefusedRequest],
 ) -> None:
-    """Let the plugins have what the turn asks for, each a stand-in of its own."""
+    """Let the plugins have what the turn asks for, each a stand-in of its own.
+
+    One after another: the kubelet takes its checkpoint's content under a lock and writes the file
+    outside of it, so of two writes at once the older content may win, and stays until the next.
+    """
     for one in turn:
         for resource, ids in _resources(one).items():
             says = _says(one, resource)
             if resource in stand_ins:
                 stand_ins[resource].offer(ids, says)
+                await_known(testbed, NODE, stand_ins[resource])
             else:
                 stand_ins[resource] = StandIn(resource, ids, says)
                 undo.enter_context(registered(testbed, NODE, stand_ins[resource]))
-    for one in turn:
-        for resource in _resources(one):
-            await_known(testbed, NODE, stand_ins[resource])
 
 
 def _says(one: Case | RefusedRequest, resource: str) -> Answer:
