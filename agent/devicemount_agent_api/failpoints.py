@@ -23,6 +23,12 @@ class Failpoint(Enum):
     AGENT_AFTER_MOUNTS = "agent-after-mounts"
     AGENT_AFTER_GRANT = "agent-after-grant"
     AGENT_BEFORE_COMMIT = "agent-before-commit"
+    AGENT_AFTER_REVOKE = "agent-after-revoke"
+    AGENT_AFTER_CLEAR = "agent-after-clear"
+    AGENT_AFTER_LOST = "agent-after-lost"
+    AGENT_BEFORE_REPAIR = "agent-before-repair"
+    AGENT_AFTER_REPAIR = "agent-after-repair"
+    AGENT_BEFORE_RESTART = "agent-before-restart"
 
 
 def armed() -> Failpoint | None:

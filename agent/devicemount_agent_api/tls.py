@@ -19,6 +19,8 @@ AGENT_NAME = "devicemount-agent"  # DNS name in every agent's certificate: all s
 RECONNECT_BACKOFF_MS = 200  # an agent that restarts is seen again this soon
 CONNECT_MS = 2000  # for one attempt, handshake included: gRPC takes it from "min_reconnect_backoff"
 NEVER_MS = 2**31 - 1
+KEEPALIVE_MS = 10_000  # while a call lives: a stream that is silent is asked whether it is dead
+KEEPALIVE_ANSWER_MS = 5_000  # gRPC 1.85 ends nothing by "keepalive_timeout", and takes a minute
 
 
 def server_credentials(mounted: MountedIdentity) -> grpc.ServerCredentials:
@@ -51,6 +53,9 @@ def agent_channel(address: str, identity: Identity) -> grpc.aio.Channel:
             ("grpc.min_reconnect_backoff_ms", CONNECT_MS),
             ("grpc.max_reconnect_backoff_ms", RECONNECT_BACKOFF_MS),
             ("grpc.client_idle_timeout_ms", NEVER_MS),  # warm, however long nobody mounts
+            ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+            ("grpc.http2.ping_timeout_ms", KEEPALIVE_ANSWER_MS),
+            ("grpc.http2.max_pings_without_data", 0),  # 0: as many as it takes
         ],
     )
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$devicemount_agent_api/v1/agent.proto\x12\x14\x64\x65vicemount.agent.v1\"I\n\x05\x45poch\x12\x18\n\x10lease_created_ns\x18\x01 \x01(\x03\x12\x11\n\tlease_uid\x18\x02 \x01(\t\x12\x13\n\x0btransitions\x18\x03 \x01(\x03\".\n\x08MountKey\x12\x11\n\tmount_uid\x18\x01 \x01(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\"V\n\x06Target\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08pod_name\x18\x02 \x01(\t\x12\x11\n\tcontainer\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\"\x9b\x01\n\tShadowPod\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x41\n\tresources\x18\x03 \x03(\x0b\x32..devicemount.agent.v1.ShadowPod.ResourcesEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8a\x02\n\x0c\x41pplyRequest\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x12\n\nmount_name\x18\x02 \x01(\t\x12,\n\x06target\x18\x03 \x01(\x0b\x32\x1c.devicemount.agent.v1.Target\x12\x34\n\x0bshadow_pods\x18\x04 \x03(\x0b\x32\x1f.devicemount.agent.v1.ShadowPod\x12*\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1b.devicemount.agent.v1.Epoch\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pt_env_file\x18\x07 \x01(\x08\"\xbd\x01\n\rRemoveRequest\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x13\n\x0bshadow_uids\x18\x02 \x03(\t\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.devicemount.agent.v1.Policy\x12*\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x1b.devicemount.agent.v1.Epoch\x12\x10\n\x08revision\x18\x05 \x01(\x03\"\r\n\x0bListRequest\"@\n\x0cListResponse\x12\x30\n\x06mounts\x18\x01 \x03(\x0b\x32 .devicemount.agent.v1.MountState\" \n\x0bNodeRequest\x12\x11\n\tresources\x18\x01 \x03(\t\"C\n\tNodeState\x12\x36\n\tresources\x18\x01 \x03(\x0b\x32#.devicemount.agent.v1.ResourceState\"\x81\x01\n\rResourceState\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x12\n\nserialised\x18\x03 \x01(\x08\x12\x10\n\x08\x65nv_only\x18\x04 \x01(\t\x12\x0f\n\x07refused\x18\x05 \x01(\t\x12\x16\n\x0e\x64river_missing\x18\x06 \x01(\t\"P\n\x04Node\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05major\x18\x03 \x01(\r\x12\r\n\x05minor\x18\x04 \x01(\r\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x05 \x01(\t\"\x83\x01\n\x06\x44\x65vice\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12)\n\x05nodes\x18\x03 \x03(\x0b\x32\x1a.devicemount.agent.v1.Node\x12\x0e\n\x06mounts\x18\x04 \x03(\t\x12\x10\n\x08\x65nv_file\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\"*\n\x07\x43oncern\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"_\n\x06Holder\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\x12\x10\n\x08\x62locking\x18\x05 \x01(\x08\"\xfa\x01\n\x0bShadowState\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x05phase\x18\x03 \x01(\x0e\x32\x1b.devicemount.agent.v1.Phase\x12-\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x1c.devicemount.agent.v1.Device\x12-\n\x07holders\x18\x05 \x03(\x0b\x32\x1c.devicemount.agent.v1.Holder\x12\x15\n\rholders_total\x18\x06 \x01(\x03\x12/\n\x08\x63oncerns\x18\x07 \x03(\x0b\x32\x1d.devicemount.agent.v1.Concern\"\xc3\x02\n\nMountState\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12*\n\x05phase\x18\x03 \x01(\x0e\x32\x1b.devicemount.agent.v1.Phase\x12\x36\n\x0bshadow_pods\x18\x04 \x03(\x0b\x32!.devicemount.agent.v1.ShadowState\x12\x17\n\x0fgranted_unix_ns\x18\x05 \x01(\x03\x12\x43\n\ntimings_us\x18\x06 \x03(\x0b\x32/.devicemount.agent.v1.MountState.TimingsUsEntry\x1a\x30\n\x0eTimingsUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*4\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x08\n\x04WAIT\x10\x01\x12\x08\n\x04LOST\x10\x02*q\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x0b\n\x07GRANTED\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0e\n\nLOST_PHASE\x10\x04\x12\x0b\n\x07REMOVED\x10\x05\x12\x10\n\x0cTARGET_ENDED\x10\x06\x32\xc2\x02\n\x05\x41gent\x12M\n\x05\x41pply\x12\".devicemount.agent.v1.ApplyRequest\x1a .devicemount.agent.v1.MountState\x12O\n\x06Remove\x12#.devicemount.agent.v1.RemoveRequest\x1a .devicemount.agent.v1.MountState\x12M\n\x04List\x12!.devicemount.agent.v1.ListRequest\x1a\".devicemount.agent.v1.ListResponse\x12J\n\x04Node\x12!.devicemount.agent.v1.NodeRequest\x1a\x1f.devicemount.agent.v1.NodeStateb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$devicemount_agent_api/v1/agent.proto\x12\x14\x64\x65vicemount.agent.v1\"I\n\x05\x45poch\x12\x18\n\x10lease_created_ns\x18\x01 \x01(\x03\x12\x11\n\tlease_uid\x18\x02 \x01(\t\x12\x13\n\x0btransitions\x18\x03 \x01(\x03\".\n\x08MountKey\x12\x11\n\tmount_uid\x18\x01 \x01(\t\x12\x0f\n\x07pod_uid\x18\x02 \x01(\t\"V\n\x06Target\x12\x11\n\tnamespace\x18\x01 \x01(\t\x12\x10\n\x08pod_name\x18\x02 \x01(\t\x12\x11\n\tcontainer\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\"\x9b\x01\n\tShadowPod\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x41\n\tresources\x18\x03 \x03(\x0b\x32..devicemount.agent.v1.ShadowPod.ResourcesEntry\x1a\x30\n\x0eResourcesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x8a\x02\n\x0c\x41pplyRequest\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x12\n\nmount_name\x18\x02 \x01(\t\x12,\n\x06target\x18\x03 \x01(\x0b\x32\x1c.devicemount.agent.v1.Target\x12\x34\n\x0bshadow_pods\x18\x04 \x03(\x0b\x32\x1f.devicemount.agent.v1.ShadowPod\x12*\n\x05\x65poch\x18\x05 \x01(\x0b\x32\x1b.devicemount.agent.v1.Epoch\x12\x10\n\x08revision\x18\x06 \x01(\x03\x12\x17\n\x0f\x61\x63\x63\x65pt_env_file\x18\x07 \x01(\x08\"\xf2\x01\n\rRemoveRequest\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x13\n\x0bshadow_uids\x18\x02 \x03(\t\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.devicemount.agent.v1.Policy\x12*\n\x05\x65poch\x18\x04 \x01(\x0b\x32\x1b.devicemount.agent.v1.Epoch\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x15\n\rgrace_seconds\x18\x06 \x01(\x03\x12\x1c\n\x14include_main_process\x18\x07 \x01(\x08\"\r\n\x0bListRequest\"@\n\x0cListResponse\x12\x30\n\x06mounts\x18\x01 \x03(\x0b\x32 .devicemount.agent.v1.MountState\"\x0e\n\x0cWatchRequest\"@\n\rWatchResponse\x12/\n\x05mount\x18\x01 \x01(\x0b\x32 .devicemount.agent.v1.MountState\" \n\x0bNodeRequest\x12\x11\n\tresources\x18\x01 \x03(\t\"\x9b\x01\n\tNodeState\x12\x36\n\tresources\x18\x01 \x03(\x0b\x32#.devicemount.agent.v1.ResourceState\x12\x13\n\x0b\x63group_mode\x18\x02 \x01(\t\x12\x0e\n\x06kernel\x18\x03 \x01(\t\x12\x0f\n\x07runtime\x18\x04 \x01(\t\x12\x0f\n\x07\x62oot_id\x18\x05 \x01(\t\x12\x0f\n\x07version\x18\x06 \x01(\t\"\x81\x01\n\rResourceState\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0f\n\x07profile\x18\x02 \x01(\t\x12\x12\n\nserialised\x18\x03 \x01(\x08\x12\x10\n\x08\x65nv_only\x18\x04 \x01(\t\x12\x0f\n\x07refused\x18\x05 \x01(\t\x12\x16\n\x0e\x64river_missing\x18\x06 \x01(\t\"P\n\x04Node\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\r\n\x05major\x18\x03 \x01(\r\x12\r\n\x05minor\x18\x04 \x01(\r\x12\x0e\n\x06\x61\x63\x63\x65ss\x18\x05 \x01(\t\"\x83\x01\n\x06\x44\x65vice\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12)\n\x05nodes\x18\x03 \x03(\x0b\x32\x1a.devicemount.agent.v1.Node\x12\x0e\n\x06mounts\x18\x04 \x03(\t\x12\x10\n\x08\x65nv_file\x18\x05 \x01(\t\x12\x0e\n\x06health\x18\x06 \x01(\t\"*\n\x07\x43oncern\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\xa9\x01\n\x06Holder\x12\x0b\n\x03pid\x18\x01 \x01(\x03\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x0f\n\x07pod_uid\x18\x03 \x01(\t\x12\x14\n\x0c\x63ontainer_id\x18\x04 \x01(\t\x12\x10\n\x08\x62locking\x18\x05 \x01(\x08\x12\x11\n\tcontainer\x18\x07 \x01(\t\x12\x10\n\x08pod_name\x18\x08 \x01(\t\x12\x15\n\rpod_namespace\x18\t \x01(\t\x12\x0c\n\x04note\x18\x06 \x01(\t\"\xca\x02\n\x0bShadowState\x12\x0b\n\x03uid\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12*\n\x05phase\x18\x03 \x01(\x0e\x32\x1b.devicemount.agent.v1.Phase\x12-\n\x07\x64\x65vices\x18\x04 \x03(\x0b\x32\x1c.devicemount.agent.v1.Device\x12-\n\x07holders\x18\x05 \x03(\x0b\x32\x1c.devicemount.agent.v1.Holder\x12\x15\n\rholders_total\x18\x06 \x01(\x03\x12/\n\x08\x63oncerns\x18\x07 \x03(\x0b\x32\x1d.devicemount.agent.v1.Concern\x12\x0f\n\x07repairs\x18\x08 \x01(\x03\x12\x10\n\x08restarts\x18\t \x01(\x03\x12+\n\x04lost\x18\n \x01(\x0b\x32\x1d.devicemount.agent.v1.Concern\"\xc3\x02\n\nMountState\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.devicemount.agent.v1.MountKey\x12\x14\n\x0c\x63ontainer_id\x18\x02 \x01(\t\x12*\n\x05phase\x18\x03 \x01(\x0e\x32\x1b.devicemount.agent.v1.Phase\x12\x36\n\x0bshadow_pods\x18\x04 \x03(\x0b\x32!.devicemount.agent.v1.ShadowState\x12\x17\n\x0fgranted_unix_ns\x18\x05 \x01(\x03\x12\x43\n\ntimings_us\x18\x06 \x03(\x0b\x32/.devicemount.agent.v1.MountState.TimingsUsEntry\x1a\x30\n\x0eTimingsUsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01*C\n\x06Policy\x12\x16\n\x12POLICY_UNSPECIFIED\x10\x00\x12\x08\n\x04WAIT\x10\x01\x12\x08\n\x04LOST\x10\x02\x12\r\n\tTERMINATE\x10\x03*q\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x0b\n\x07WAITING\x10\x01\x12\x0b\n\x07GRANTED\x10\x02\x12\x08\n\x04\x42USY\x10\x03\x12\x0e\n\nLOST_PHASE\x10\x04\x12\x0b\n\x07REMOVED\x10\x05\x12\x10\n\x0cTARGET_ENDED\x10\x06\x32\x96\x03\n\x05\x41gent\x12M\n\x05\x41pply\x12\".devicemount.agent.v1.ApplyRequest\x1a .devicemount.agent.v1.MountState\x12O\n\x06Remove\x12#.devicemount.agent.v1.RemoveRequest\x1a .devicemount.agent.v1.MountState\x12M\n\x04List\x12!.devicemount.agent.v1.ListRequest\x1a\".devicemount.agent.v1.ListResponse\x12R\n\x05Watch\x12\".devicemount.agent.v1.WatchRequest\x1a#.devicemount.agent.v1.WatchResponse0\x01\x12J\n\x04Node\x12!.devicemount.agent.v1.NodeRequest\x1a\x1f.devicemount.agent.v1.NodeStateb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,10 +36,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHADOWPOD_RESOURCESENTRY']._serialized_options = b'8\001'
   _globals['_MOUNTSTATE_TIMINGSUSENTRY']._loaded_options = None
   _globals['_MOUNTSTATE_TIMINGSUSENTRY']._serialized_options = b'8\001'
-  _globals['_POLICY']._serialized_start=2144
-  _globals['_POLICY']._serialized_end=2196
-  _globals['_PHASE']._serialized_start=2198
-  _globals['_PHASE']._serialized_end=2311
+  _globals['_POLICY']._serialized_start=2523
+  _globals['_POLICY']._serialized_end=2590
+  _globals['_PHASE']._serialized_start=2592
+  _globals['_PHASE']._serialized_end=2705
   _globals['_EPOCH']._serialized_start=62
   _globals['_EPOCH']._serialized_end=135
   _globals['_MOUNTKEY']._serialized_start=137
@@ -53,31 +53,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPLYREQUEST']._serialized_start=432
   _globals['_APPLYREQUEST']._serialized_end=698
   _globals['_REMOVEREQUEST']._serialized_start=701
-  _globals['_REMOVEREQUEST']._serialized_end=890
-  _globals['_LISTREQUEST']._serialized_start=892
-  _globals['_LISTREQUEST']._serialized_end=905
-  _globals['_LISTRESPONSE']._serialized_start=907
-  _globals['_LISTRESPONSE']._serialized_end=971
-  _globals['_NODEREQUEST']._serialized_start=973
-  _globals['_NODEREQUEST']._serialized_end=1005
-  _globals['_NODESTATE']._serialized_start=1007
-  _globals['_NODESTATE']._serialized_end=1074
-  _globals['_RESOURCESTATE']._serialized_start=1077
-  _globals['_RESOURCESTATE']._serialized_end=1206
-  _globals['_NODE']._serialized_start=1208
-  _globals['_NODE']._serialized_end=1288
-  _globals['_DEVICE']._serialized_start=1291
-  _globals['_DEVICE']._serialized_end=1422
-  _globals['_CONCERN']._serialized_start=1424
-  _globals['_CONCERN']._serialized_end=1466
-  _globals['_HOLDER']._serialized_start=1468
-  _globals['_HOLDER']._serialized_end=1563
-  _globals['_SHADOWSTATE']._serialized_start=1566
-  _globals['_SHADOWSTATE']._serialized_end=1816
-  _globals['_MOUNTSTATE']._serialized_start=1819
-  _globals['_MOUNTSTATE']._serialized_end=2142
-  _globals['_MOUNTSTATE_TIMINGSUSENTRY']._serialized_start=2094
-  _globals['_MOUNTSTATE_TIMINGSUSENTRY']._serialized_end=2142
-  _globals['_AGENT']._serialized_start=2314
-  _globals['_AGENT']._serialized_end=2636
+  _globals['_REMOVEREQUEST']._serialized_end=943
+  _globals['_LISTREQUEST']._serialized_start=945
+  _globals['_LISTREQUEST']._serialized_end=958
+  _globals['_LISTRESPONSE']._serialized_start=960
+  _globals['_LISTRESPONSE']._serialized_end=1024
+  _globals['_WATCHREQUEST']._serialized_start=1026
+  _globals['_WATCHREQUEST']._serialized_end=1040
+  _globals['_WATCHRESPONSE']._serialized_start=1042
+  _globals['_WATCHRESPONSE']._serialized_end=1106
+  _globals['_NODEREQUEST']._serialized_start=1108
+  _globals['_NODEREQUEST']._serialized_end=1140
+  _globals['_NODESTATE']._serialized_start=1143
+  _globals['_NODESTATE']._serialized_end=1298
+  _globals['_RESOURCESTATE']._serialized_start=1301
+  _globals['_RESOURCESTATE']._serialized_end=1430
+  _globals['_NODE']._serialized_start=1432
+  _globals['_NODE']._serialized_end=1512
+  _globals['_DEVICE']._serialized_start=1515
+  _globals['_DEVICE']._serialized_end=1646
+  _globals['_CONCERN']._serialized_start=1648
+  _globals['_CONCERN']._serialized_end=1690
+  _globals['_HOLDER']._serialized_start=1693
+  _globals['_HOLDER']._serialized_end=1862
+  _globals['_SHADOWSTATE']._serialized_start=1865
+  _globals['_SHADOWSTATE']._serialized_end=2195
+  _globals['_MOUNTSTATE']._serialized_start=2198
+  _globals['_MOUNTSTATE']._serialized_end=2521
+  _globals['_MOUNTSTATE_TIMINGSUSENTRY']._serialized_start=2473
+  _globals['_MOUNTSTATE_TIMINGSUSENTRY']._serialized_end=2521
+  _globals['_AGENT']._serialized_start=2708
+  _globals['_AGENT']._serialized_end=3114
 # @@protoc_insertion_point(module_scope)

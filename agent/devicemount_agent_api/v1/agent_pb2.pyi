@@ -33,7 +33,9 @@ class _PolicyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Policy.ValueTy
     WAIT: _Policy.ValueType  # 1
     """while a process holds the device nothing is revoked: BUSY with the holders"""
     LOST: _Policy.ValueType  # 2
-    """the reservation is gone or going: revoke first, KILL holders in the target pod, lower the fence"""
+    """the reservation is gone or going: revoke first, end the holders, lower the fence"""
+    TERMINATE: _Policy.ValueType  # 3
+    """revoke first, then TERM, grace and KILL for exactly the holders in the target pod"""
 
 class Policy(_Policy, metaclass=_PolicyEnumTypeWrapper): ...
 
@@ -41,7 +43,9 @@ POLICY_UNSPECIFIED: Policy.ValueType  # 0
 WAIT: Policy.ValueType  # 1
 """while a process holds the device nothing is revoked: BUSY with the holders"""
 LOST: Policy.ValueType  # 2
-"""the reservation is gone or going: revoke first, KILL holders in the target pod, lower the fence"""
+"""the reservation is gone or going: revoke first, end the holders, lower the fence"""
+TERMINATE: Policy.ValueType  # 3
+"""revoke first, then TERM, grace and KILL for exactly the holders in the target pod"""
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 class _Phase:
@@ -56,7 +60,7 @@ class _PhaseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Phase.ValueType
     GRANTED: _Phase.ValueType  # 2
     """verified inside the current container"""
     BUSY: _Phase.ValueType  # 3
-    """asked to release, a process holds a device; still granted"""
+    """asked to release, a process holds a device; still granted, unless granted_unix_ns is 0"""
     LOST_PHASE: _Phase.ValueType  # 4
     """revoked since its reservation is gone"""
     REMOVED: _Phase.ValueType  # 5
@@ -72,7 +76,7 @@ WAITING: Phase.ValueType  # 1
 GRANTED: Phase.ValueType  # 2
 """verified inside the current container"""
 BUSY: Phase.ValueType  # 3
-"""asked to release, a process holds a device; still granted"""
+"""asked to release, a process holds a device; still granted, unless granted_unix_ns is 0"""
 LOST_PHASE: Phase.ValueType  # 4
 """revoked since its reservation is gone"""
 REMOVED: Phase.ValueType  # 5
@@ -264,8 +268,14 @@ class RemoveRequest(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: _builtins.int
+    INCLUDE_MAIN_PROCESS_FIELD_NUMBER: _builtins.int
     policy: Global___Policy.ValueType
     revision: _builtins.int
+    grace_seconds: _builtins.int
+    """of TERMINATE: between TERM and KILL"""
+    include_main_process: _builtins.bool
+    """of TERMINATE: the container's first process may be ended too"""
     @_builtins.property
     def key(self) -> Global___MountKey: ...
     @_builtins.property
@@ -282,10 +292,12 @@ class RemoveRequest(_message.Message):
         policy: Global___Policy.ValueType = ...,
         epoch: Global___Epoch | None = ...,
         revision: _builtins.int = ...,
+        grace_seconds: _builtins.int = ...,
+        include_main_process: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "key", b"key", "policy", b"policy", "revision", b"revision", "shadow_uids", b"shadow_uids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "grace_seconds", b"grace_seconds", "include_main_process", b"include_main_process", "key", b"key", "policy", b"policy", "revision", b"revision", "shadow_uids", b"shadow_uids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -327,6 +339,43 @@ class ListResponse(_message.Message):
 Global___ListResponse: _TypeAlias = ListResponse  # noqa: Y015
 
 @_typing.final
+class WatchRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchRequest: _TypeAlias = WatchRequest  # noqa: Y015
+
+@_typing.final
+class WatchResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MOUNT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def mount(self) -> Global___MountState:
+        """absent: the mark that all mounts were told once"""
+
+    def __init__(
+        self,
+        *,
+        mount: Global___MountState | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mount", b"mount"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchResponse: _TypeAlias = WatchResponse  # noqa: Y015
+
+@_typing.final
 class NodeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -351,6 +400,20 @@ class NodeState(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     RESOURCES_FIELD_NUMBER: _builtins.int
+    CGROUP_MODE_FIELD_NUMBER: _builtins.int
+    KERNEL_FIELD_NUMBER: _builtins.int
+    RUNTIME_FIELD_NUMBER: _builtins.int
+    BOOT_ID_FIELD_NUMBER: _builtins.int
+    VERSION_FIELD_NUMBER: _builtins.int
+    cgroup_mode: _builtins.str
+    """"v1", "v2", or "hybrid": devices on v1 beside a v2 hierarchy"""
+    kernel: _builtins.str
+    """release, as uname says it"""
+    runtime: _builtins.str
+    """name and version, as CRI says them"""
+    boot_id: _builtins.str
+    version: _builtins.str
+    """of the agent"""
     @_builtins.property
     def resources(self) -> _containers.RepeatedCompositeFieldContainer[Global___ResourceState]:
         """in the order of the request"""
@@ -359,10 +422,15 @@ class NodeState(_message.Message):
         self,
         *,
         resources: _abc.Iterable[Global___ResourceState] | None = ...,
+        cgroup_mode: _builtins.str = ...,
+        kernel: _builtins.str = ...,
+        runtime: _builtins.str = ...,
+        boot_id: _builtins.str = ...,
+        version: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["resources", b"resources"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["boot_id", b"boot_id", "cgroup_mode", b"cgroup_mode", "kernel", b"kernel", "resources", b"resources", "runtime", b"runtime", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -516,6 +584,10 @@ class Holder(_message.Message):
     POD_UID_FIELD_NUMBER: _builtins.int
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     BLOCKING_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    POD_NAME_FIELD_NUMBER: _builtins.int
+    POD_NAMESPACE_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     """in the holder's own pid namespace"""
     command: _builtins.str
@@ -525,6 +597,12 @@ class Holder(_message.Message):
     container_id: _builtins.str
     blocking: _builtins.bool
     """false: had access of its own before us and keeps it"""
+    container: _builtins.str
+    """its name, and its pod's: empty where the runtime does not tell"""
+    pod_name: _builtins.str
+    pod_namespace: _builtins.str
+    note: _builtins.str
+    """empty: it has a device open or mapped; else what is special, "state D: KILL does not end it" """
     def __init__(
         self,
         *,
@@ -533,10 +611,14 @@ class Holder(_message.Message):
         pod_uid: _builtins.str = ...,
         container_id: _builtins.str = ...,
         blocking: _builtins.bool = ...,
+        container: _builtins.str = ...,
+        pod_name: _builtins.str = ...,
+        pod_namespace: _builtins.str = ...,
+        note: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocking", b"blocking", "command", b"command", "container_id", b"container_id", "pid", b"pid", "pod_uid", b"pod_uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocking", b"blocking", "command", b"command", "container", b"container", "container_id", b"container_id", "note", b"note", "pid", b"pid", "pod_name", b"pod_name", "pod_namespace", b"pod_namespace", "pod_uid", b"pod_uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -555,17 +637,28 @@ class ShadowState(_message.Message):
     HOLDERS_FIELD_NUMBER: _builtins.int
     HOLDERS_TOTAL_FIELD_NUMBER: _builtins.int
     CONCERNS_FIELD_NUMBER: _builtins.int
+    REPAIRS_FIELD_NUMBER: _builtins.int
+    RESTARTS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     phase: Global___Phase.ValueType
     holders_total: _builtins.int
     """the list is cut at 32"""
+    repairs: _builtins.int
+    """how often access was given again that somebody had taken from the container"""
+    restarts: _builtins.int
+    """how often it was granted again to the container's next run"""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
     def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___Holder]: ...
     @_builtins.property
     def concerns(self) -> _containers.RepeatedCompositeFieldContainer[Global___Concern]: ...
+    @_builtins.property
+    def lost(self) -> Global___Concern:
+        """why, where the phase is LOST_PHASE"""
+
     def __init__(
         self,
         *,
@@ -576,10 +669,13 @@ class ShadowState(_message.Message):
         holders: _abc.Iterable[Global___Holder] | None = ...,
         holders_total: _builtins.int = ...,
         concerns: _abc.Iterable[Global___Concern] | None = ...,
+        repairs: _builtins.int = ...,
+        restarts: _builtins.int = ...,
+        lost: Global___Concern | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concerns", b"concerns", "devices", b"devices", "holders", b"holders", "holders_total", b"holders_total", "name", b"name", "phase", b"phase", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concerns", b"concerns", "devices", b"devices", "holders", b"holders", "holders_total", b"holders_total", "lost", b"lost", "name", b"name", "phase", b"phase", "repairs", b"repairs", "restarts", b"restarts", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

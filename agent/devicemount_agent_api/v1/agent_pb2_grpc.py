@@ -50,6 +50,11 @@ class AgentStub:
                 request_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.SerializeToString,
                 response_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/devicemount.agent.v1.Agent/Watch',
+                request_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
+                response_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.WatchResponse.FromString,
+                _registered_method=True)
         self.Node = channel.unary_unary(
                 '/devicemount.agent.v1.Agent/Node',
                 request_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.NodeRequest.SerializeToString,
@@ -83,8 +88,17 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Every mount as it is now, then a mark, then each mount again whenever something about it has changed: drift,
+        restart, loss, holders, health. A mount of which nothing is left comes with the phase REMOVED. Changes that follow
+        each other quickly may come as one: what is told is what is so, not what happened.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Node(self, request, context):
-        """What the node's profiles and its device plugin say of these resources, before anything is reserved.
+        """What this node is, and what its profiles and its device plugin say of these resources, before anything is reserved.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,6 +121,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.FromString,
                     response_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=devicemount__agent__api_dot_v1_dot_agent__pb2.WatchRequest.FromString,
+                    response_serializer=devicemount__agent__api_dot_v1_dot_agent__pb2.WatchResponse.SerializeToString,
             ),
             'Node': grpc.unary_unary_rpc_method_handler(
                     servicer.Node,
@@ -195,6 +214,33 @@ class Agent:
             '/devicemount.agent.v1.Agent/List',
             devicemount__agent__api_dot_v1_dot_agent__pb2.ListRequest.SerializeToString,
             devicemount__agent__api_dot_v1_dot_agent__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/devicemount.agent.v1.Agent/Watch',
+            devicemount__agent__api_dot_v1_dot_agent__pb2.WatchRequest.SerializeToString,
+            devicemount__agent__api_dot_v1_dot_agent__pb2.WatchResponse.FromString,
             options,
             channel_credentials,
             insecure,

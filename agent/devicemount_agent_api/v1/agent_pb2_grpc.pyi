@@ -45,8 +45,13 @@ class AgentStub:
     """
     List: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListRequest, _agent_pb2.ListResponse]
     """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
+    Watch: _grpc.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]
+    """Every mount as it is now, then a mark, then each mount again whenever something about it has changed: drift,
+    restart, loss, holders, health. A mount of which nothing is left comes with the phase REMOVED. Changes that follow
+    each other quickly may come as one: what is told is what is so, not what happened.
+    """
     Node: _grpc.UnaryUnaryMultiCallable[_agent_pb2.NodeRequest, _agent_pb2.NodeState]
-    """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
+    """What this node is, and what its profiles and its device plugin say of these resources, before anything is reserved."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -61,8 +66,13 @@ class AgentAsyncStub(AgentStub):
     """
     List: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListRequest, _agent_pb2.ListResponse]  # type: ignore[assignment]
     """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
+    Watch: _aio.UnaryStreamMultiCallable[_agent_pb2.WatchRequest, _agent_pb2.WatchResponse]  # type: ignore[assignment]
+    """Every mount as it is now, then a mark, then each mount again whenever something about it has changed: drift,
+    restart, loss, holders, health. A mount of which nothing is left comes with the phase REMOVED. Changes that follow
+    each other quickly may come as one: what is told is what is so, not what happened.
+    """
     Node: _aio.UnaryUnaryMultiCallable[_agent_pb2.NodeRequest, _agent_pb2.NodeState]  # type: ignore[assignment]
-    """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
+    """What this node is, and what its profiles and its device plugin say of these resources, before anything is reserved."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -94,11 +104,22 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         """Every mount that the agent knows, as it is now. Cheap: the operator polls it."""
 
     @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _agent_pb2.WatchRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.WatchResponse], _abc.AsyncIterator[_agent_pb2.WatchResponse]]:
+        """Every mount as it is now, then a mark, then each mount again whenever something about it has changed: drift,
+        restart, loss, holders, health. A mount of which nothing is left comes with the phase REMOVED. Changes that follow
+        each other quickly may come as one: what is told is what is so, not what happened.
+        """
+
+    @_abc_1.abstractmethod
     def Node(
         self,
         request: _agent_pb2.NodeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.NodeState, _abc.Awaitable[_agent_pb2.NodeState]]:
-        """What the node's profiles and its device plugin say of these resources, before anything is reserved."""
+        """What this node is, and what its profiles and its device plugin say of these resources, before anything is reserved."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
