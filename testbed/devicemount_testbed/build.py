@@ -77,7 +77,9 @@ ALL = (
         linker_flags=f"-s -w -X main.version={RUNC_VERSION}",
         cgo="1",
     ),
-    Component(output="runc-devices-only", module="runc_devices_only", package="."),
+    Component(
+        output="runc-devices-only", module="devices_only", package=".", links=("crun-devices-only",)
+    ),
 )
 
 # What only some tests need: they build it, see build_now.

@@ -9,7 +9,8 @@ import errno
 from pathlib import Path
 
 from devicemount_testbed.preflight import read_mounts, unified_root, v1_hierarchies
-from devicemount_testbed.topology import CgroupVersion, Node
+from devicemount_testbed.report import say
+from devicemount_testbed.topology import CgroupDriver, CgroupVersion, Node
 from devicemount_testbed.waiting import wait_until
 
 CPUSET_FILES = ("cpuset.cpus", "cpuset.mems")  # a new v1 cpuset is empty and takes no process
@@ -25,10 +26,18 @@ def make_cgroup(node: Node) -> None:
             _fill_cpuset(node.cgroup_name)
         case CgroupVersion.V2:
             root = unified_root()
-            (root / node.cgroup_name).mkdir()
+            own = unified_cgroup(node)
+            own.mkdir()
+            # A cgroup that delegates takes no process, but systemd begins in its own and delegates.
+            levels = (root,) if node.driver is CgroupDriver.SYSTEMD else (root, own)
             for controller in (root / "cgroup.controllers").read_text().split():
-                for level in (root, root / node.cgroup_name):
+                for level in levels:
                     (level / "cgroup.subtree_control").write_text(f"+{controller}")
+
+
+def unified_cgroup(node: Node) -> Path:
+    """Return the node's top cgroup in the machine's unified hierarchy."""
+    return unified_root() / node.cgroup_name
 
 
 def remove_cgroup(name: str) -> None:
@@ -49,9 +58,15 @@ def delegated_controllers() -> tuple[str, ...]:
 
 
 def restore_delegation(controllers: tuple[str, ...]) -> None:
+    """Take back what was not delegated before, unless somebody's cgroups have come to use it."""
     control = unified_root() / "cgroup.subtree_control"
     for controller in sorted(set(control.read_text().split()) - set(controllers)):
-        control.write_text(f"-{controller}")
+        try:
+            control.write_text(f"-{controller}")
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            say(f"{controller} stays delegated in {control.parent}: other cgroups use it")
 
 
 def _v1_roots() -> tuple[Path, ...]:

@@ -32,6 +32,11 @@ class Layout:
         return self.cache / "buildah"
 
     @property
+    def crun(self) -> Path:
+        """The libraries of the crun in `bin`."""
+        return self.cache / "crun"
+
+    @property
     def lock(self) -> Path:
         return self.cache / "testbed.lock"
 

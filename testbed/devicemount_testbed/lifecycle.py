@@ -18,8 +18,9 @@ from devicemount_testbed import cgroups, control_plane, network, node
 from devicemount_testbed.build import build_components
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.commands import run
+from devicemount_testbed.crun import crun_version, make_crun
 from devicemount_testbed.errors import CommandFailed, ComponentDied, NotRunning
-from devicemount_testbed.layout import Layout
+from devicemount_testbed.layout import DATA, Layout
 from devicemount_testbed.loading import load_everywhere
 from devicemount_testbed.locking import exclusive
 from devicemount_testbed.preflight import prepare_machine
@@ -27,6 +28,7 @@ from devicemount_testbed.processes import (
     Process,
     children_of,
     is_running,
+    keep_descriptors_private,
     kill_and_wait,
     spawn_gated,
     start_ticks,
@@ -43,8 +45,9 @@ API_READY_S = 60.0
 NODE_READY_S = 120.0
 BIRTH_S = 10.0
 KILL_S = 30.0
-# the kubelet sets these for the whole machine
-KUBELET_SYSCTLS = (
+# the kubelet, and systemd the first, set these for the whole machine
+SYSCTLS = (
+    "fs/file-max",
     "kernel/keys/root_maxbytes",
     "kernel/keys/root_maxkeys",
     "kernel/panic",
@@ -56,6 +59,7 @@ KUBELET_SYSCTLS = (
 
 def up(layout: Layout) -> None:
     """Start the testbed; return at once if it runs."""
+    keep_descriptors_private()
     with exclusive(layout):
         if is_healthy(layout):
             say(f"already running, kubeconfig {layout.kubeconfig}")
@@ -63,7 +67,7 @@ def up(layout: Layout) -> None:
         prepare_machine(layout)
         _take_down(layout)
         network.refuse_leftovers()
-        build_components(layout)
+        _build(layout)
         began = time.monotonic()
         archives = make_stock_images(layout)
         _start(layout, archives)
@@ -74,7 +78,12 @@ def build(layout: Layout) -> None:
     """Build the programs only: a real API server for tests needs no nodes."""
     with exclusive(layout):
         prepare_machine(layout)
-        build_components(layout)
+        _build(layout)
+
+
+def _build(layout: Layout) -> None:
+    build_components(layout)
+    make_crun(layout)
 
 
 def down(layout: Layout) -> None:
@@ -122,7 +131,7 @@ def _start(layout: Layout, archives: Sequence[Path]) -> None:
     layout.log.mkdir(parents=True)
     with _listener() as listener:
         port = int(listener.getsockname()[1])
-        save(_plan(port), layout.record)
+        save(_plan(layout, port), layout.record)
         network.make_network()
         control_plane.make_credentials(layout, outside_url=f"https://127.0.0.1:{port}")
         _start_relay(layout, listener)
@@ -131,13 +140,15 @@ def _start(layout: Layout, archives: Sequence[Path]) -> None:
     for each in NODES:
         _start_node(layout, each)
     _await_api_server(layout)
+    testbed = Testbed.from_record(layout)
+    testbed.kubectl("apply", f"--filename={DATA / 'runtime-classes.yaml'}")
     for each in NODES:
         _await_containerd(layout, each)
-    load_everywhere(Testbed.from_record(layout), archives)
+    load_everywhere(testbed, archives)
     _await_nodes(layout)
 
 
-def _plan(port: int) -> Record:
+def _plan(layout: Layout, port: int) -> Record:
     """Say what is about to be made and what is about to be changed."""
     return Record(
         boot_id=boot_id(),
@@ -146,7 +157,8 @@ def _plan(port: int) -> Record:
         cgroups=tuple(each.cgroup_name for each in NODES),
         made_netns_dir=not network.NETNS_DIR.exists(),
         controllers=cgroups.delegated_controllers(),
-        sysctls={name: _sysctl(name).read_text().strip() for name in KUBELET_SYSCTLS},
+        sysctls={name: _sysctl(name).read_text().strip() for name in SYSCTLS},
+        crun=crun_version(layout),
     )
 
 

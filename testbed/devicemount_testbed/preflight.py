@@ -18,16 +18,21 @@ PACKAGES = (
     "buildah",  # images from the Dockerfiles
     "busybox-static",  # localhost/busybox:1
     "ca-certificates",
+    "crun",  # where there is no newer one, see crun
+    "dbus-daemon",  # of node3: crun and runc ask systemd over the bus. Not `dbus`, which starts one
+    "dbus-system-bus-common",
     "debian-archive-keyring",
     "debootstrap",  # the base of the images
     "gcc",  # runc's seccomp binding, the test images' programs
     "libc6-dev",
     "libseccomp-dev",
     "nftables",  # kube-proxy's mode
+    "patchelf",  # crun with libraries of its own
     "pkg-config",
+    "systemd",  # PID 1 of node3; the machine's own PID 1 stays what it is
     "util-linux",  # nsenter, unshare
 )
-NO_CGROUP2 = "no cgroup v2 hierarchy is mounted (node2 needs one)"
+NO_CGROUP2 = "no cgroup v2 hierarchy is mounted (node2 and node3 need one)"
 GO_LEAST = (1, 21)  # the first that fetches the toolchain which go.mod asks for
 V1_NEEDED = ("cpu", "cpuacct", "cpuset", "devices", "memory", "pids")
 # nodes have their own of these, so a cache below one of them would be out of their sight

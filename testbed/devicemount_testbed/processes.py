@@ -6,6 +6,7 @@ Its pid and start time are written to the record before the gate opens; if the t
 between, the gate's pipe closes and the shell ends. So nothing ever runs unrecorded.
 """
 
+import contextlib
 import os
 import select
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from devicemount_testbed.errors import ComponentDied, Timeout
 
+STDERR = 2
 # $0 is the program; its standard input is not the gate's pipe but /dev/null
 GATE = 'read -r _ && exec "$0" "$@" </dev/null'
 
@@ -39,6 +41,14 @@ class Gated:
     def open(self) -> None:
         os.write(self.gate, b"go\n")
         os.close(self.gate)
+
+
+def keep_descriptors_private() -> None:
+    """Let no long-running process inherit what the caller has open, for example a lock."""
+    for fd in map(int, os.listdir("/proc/self/fd")):  # noqa: PTH208
+        if fd > STDERR:
+            with contextlib.suppress(OSError):  # the listing's own, closed again
+                os.set_inheritable(fd, False)  # noqa: FBT003  has no name
 
 
 def spawn_gated(

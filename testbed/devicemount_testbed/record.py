@@ -23,6 +23,7 @@ class Record:
     made_netns_dir: bool
     controllers: tuple[str, ...]  # what the unified root delegated before
     sysctls: dict[str, str]  # the kubelet sets some of the whole machine
+    crun: str = ""  # its version, which decides what RuntimeClass crun does; "" in old records
     processes: tuple[Process, ...] = field(default=())
 
     @property
@@ -55,6 +56,7 @@ def from_json(text: str) -> Record:
         made_netns_dir=bool(raw["made_netns_dir"]),
         controllers=tuple(raw["controllers"]),
         sysctls=dict(raw["sysctls"]),
+        crun=str(raw.get("crun", "")),
         processes=tuple(
             Process(component=p["component"], pid=p["pid"], start_ticks=p["start_ticks"])
             for p in raw["processes"]

@@ -43,12 +43,17 @@ def _write(
 
 
 def _program(name: str) -> File:
-    """Compile data/programs/NAME.c into a static program at the root of an image."""
+    """Return a program at the root of an image."""
+    return File(path=name, content=compiled(name))
+
+
+def compiled(name: str) -> bytes:
+    """Compile data/programs/NAME.c into a static program."""
     source = DATA / "programs" / f"{name}.c"
     with tempfile.TemporaryDirectory() as directory:
         output = Path(directory) / name
         output_of(["gcc", "-O2", "-static", "-s", "-o", str(output), str(source)])
-        return File(path=name, content=output.read_bytes())
+        return output.read_bytes()
 
 
 def _busybox() -> list[File | Link | Directory]:

@@ -19,6 +19,7 @@ CONTROL_ADDRESS = "192.168.77.1"
 PREFIX_LENGTH = 24
 API_PORT = 6443
 SERVICE_CIDR = "10.96.0.0/16"
+RUNTIMES = ("runc", "crun")  # that a node's containerd knows, the default first
 API_SERVICE_ADDRESS = "10.96.0.1"
 DNS_SERVICE_ADDRESS = "10.96.0.10"  # nobody answers: kube-proxy refuses at once, nothing waits
 
@@ -30,6 +31,13 @@ class CgroupVersion(Enum):
     V2 = "v2"
 
 
+class CgroupDriver(Enum):
+    """Who makes the cgroups of pods; with SYSTEMD, systemd is PID 1 of the node's namespaces."""
+
+    CGROUPFS = "cgroupfs"
+    SYSTEMD = "systemd"
+
+
 @dataclass(frozen=True, slots=True)
 class Node:
     """One node: a set of namespaces with a kubelet, a containerd and a kube-proxy."""
@@ -37,6 +45,7 @@ class Node:
     name: NodeName
     index: int
     cgroup: CgroupVersion
+    driver: CgroupDriver
 
     @property
     def netns(self) -> str:
@@ -45,6 +54,27 @@ class Node:
     @property
     def cgroup_name(self) -> str:
         return f"dmtb-{self.name}"
+
+    @property
+    def cgroup_root(self) -> str:
+        """The node's top cgroup as its kubelet sees it: systemd has a cgroup namespace."""
+        match self.driver:
+            case CgroupDriver.CGROUPFS:
+                return f"/{self.cgroup_name}"
+            case CgroupDriver.SYSTEMD:
+                return "/"
+
+    @property
+    def runtimes(self) -> tuple[str, ...]:
+        """The runtimes of RUNTIMES by which pods run here.
+
+        crun refuses cgroup v1 on a machine whose unified hierarchy has controllers, too.
+        """
+        match self.cgroup:
+            case CgroupVersion.V1:
+                return RUNTIMES[:1]
+            case CgroupVersion.V2:
+                return RUNTIMES
 
     @property
     def link(self) -> str:
@@ -61,9 +91,27 @@ class Node:
         return f"10.244.{4 * self.index}.0/22"
 
 
+# A kubelet that starts anew beside living pods needs the controllers that it sets limits by. Where
+# the machine binds these to cgroup v1, only node1's kubelet survives a restart: tests end that one.
 NODES = (
-    Node(name=NodeName("node1"), index=1, cgroup=CgroupVersion.V1),
-    Node(name=NodeName("node2"), index=2, cgroup=CgroupVersion.V2),
+    Node(
+        name=NodeName("node1"),
+        index=1,
+        cgroup=CgroupVersion.V1,
+        driver=CgroupDriver.CGROUPFS,
+    ),
+    Node(
+        name=NodeName("node2"),
+        index=2,
+        cgroup=CgroupVersion.V2,
+        driver=CgroupDriver.CGROUPFS,
+    ),
+    Node(
+        name=NodeName("node3"),
+        index=3,
+        cgroup=CgroupVersion.V2,
+        driver=CgroupDriver.SYSTEMD,
+    ),
 )
 
 

@@ -19,7 +19,7 @@ import pytest
 from devicemount_testbed.cgroups import delegated_controllers
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.layout import Layout, default_layout
-from devicemount_testbed.lifecycle import KUBELET_SYSCTLS, down, is_healthy, up
+from devicemount_testbed.lifecycle import SYSCTLS, down, is_healthy, up
 from devicemount_testbed.preflight import read_mounts, unified_root, v1_hierarchies
 from devicemount_testbed.processes import is_running, start_ticks
 from devicemount_testbed.record import load
@@ -50,7 +50,7 @@ def observe(layout: Layout) -> Machine:
         links=frozenset(path.name for path in Path("/sys/class/net").iterdir()),
         cgroups=frozenset(found for root in roots for found in root.rglob("dmtb-*")),
         controllers=frozenset(delegated_controllers()),
-        sysctls=tuple((Path("/proc/sys") / name).read_text() for name in KUBELET_SYSCTLS),
+        sysctls=tuple((Path("/proc/sys") / name).read_text() for name in SYSCTLS),
         processes=frozenset(processes_of_testbed(layout)),
     )
 
@@ -95,13 +95,13 @@ def test_up_is_quick_the_second_time_and_down_removes_all(layout: Layout, before
     down(layout)  # nothing there: fine
 
 
-def test_down_after_the_relay_and_a_node_with_pods_were_killed(
+def test_down_after_the_relay_and_nodes_with_pods_were_killed(
     layout: Layout, before: Machine
 ) -> None:
     up(layout)
     testbed = Testbed.from_record(layout)
     run_a_pod_on_each_node(testbed)
-    for component in ("relay", "node1"):
+    for component in ("relay", "node1", "node3"):
         process = testbed.record.process(component)
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
@@ -111,12 +111,13 @@ def test_down_after_the_relay_and_a_node_with_pods_were_killed(
     assert observe(layout) == before
 
 
+@pytest.mark.parametrize("component", ["kube-apiserver", "node3-init"])
 def test_down_after_the_testbed_itself_was_killed_while_it_started(
-    layout: Layout, before: Machine
+    layout: Layout, before: Machine, component: str
 ) -> None:
     starting = subprocess.Popen([sys.executable, "-m", "devicemount_testbed", "up"])
     try:
-        await_condition(lambda: has_recorded(layout, "kube-apiserver"))
+        await_condition(lambda: has_recorded(layout, component))
     finally:
         starting.kill()
         starting.wait()

@@ -2,6 +2,7 @@
 """The record of a run, and that a process is known by more than its pid."""
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from devicemount_testbed.processes import (
     Process,
     children_of,
     is_running,
+    keep_descriptors_private,
     kill_and_wait,
     spawn_gated,
     start_ticks,
@@ -23,12 +25,19 @@ RECORD = Record(
     made_netns_dir=True,
     controllers=("hugetlb",),
     sysctls={"kernel/panic": "1"},
+    crun="1.28",
     processes=(Process(component="etcd", pid=17, start_ticks=4711),),
 )
 
 
 def test_what_is_written_is_read_back() -> None:
     assert from_json(to_json(RECORD)) == RECORD
+
+
+def test_a_record_from_before_there_was_crun_can_still_be_undone() -> None:
+    old = json.loads(to_json(RECORD))
+    del old["crun"]
+    assert from_json(json.dumps(old)) == dataclasses.replace(RECORD, crun="")
 
 
 def test_it_lists_the_mounts_that_hold_the_namespaces() -> None:
@@ -74,6 +83,20 @@ def test_a_process_whose_starter_died_behind_the_gate_never_runs(tmp_path: Path)
     _, status = os.waitpid(gated.process.pid, 0)
     assert os.waitstatus_to_exitcode(status) != 0
     assert not made.exists()
+
+
+def test_what_the_caller_had_open_is_closed_in_a_process(tmp_path: Path) -> None:
+    held = os.open(tmp_path, os.O_RDONLY)
+    os.set_inheritable(held, True)  # noqa: FBT003  has no name
+    try:
+        keep_descriptors_private()
+        log = tmp_path / "log"
+        gated = spawn_gated(["ls", "-l", "/proc/self/fd"], component="ls", log=log)
+        gated.open()
+        os.waitpid(gated.process.pid, 0)
+    finally:
+        os.close(held)
+    assert f"-> {tmp_path}\n" not in log.read_text()
 
 
 def test_kill_waits_for_the_end(tmp_path: Path) -> None:

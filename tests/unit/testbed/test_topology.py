@@ -11,6 +11,7 @@ from devicemount_testbed.topology import (
     NODES,
     PREFIX_LENGTH,
     SERVICE_CIDR,
+    CgroupDriver,
     CgroupVersion,
     netns_names,
     node_named,
@@ -20,11 +21,16 @@ IFNAMSIZ = 16  # with the ending zero
 MAX_PODS = 500
 
 
-def test_one_node_for_each_cgroup_version() -> None:
-    assert [(node.name, node.cgroup) for node in NODES] == [
-        ("node1", CgroupVersion.V1),
-        ("node2", CgroupVersion.V2),
+def test_one_node_for_each_cgroup_version_and_driver() -> None:
+    assert [(node.name, node.cgroup, node.driver) for node in NODES] == [
+        ("node1", CgroupVersion.V1, CgroupDriver.CGROUPFS),
+        ("node2", CgroupVersion.V2, CgroupDriver.CGROUPFS),
+        ("node3", CgroupVersion.V2, CgroupDriver.SYSTEMD),
     ]
+
+
+def test_a_kubelet_works_below_the_nodes_cgroup_as_its_node_sees_it() -> None:
+    assert [node.cgroup_root for node in NODES] == ["/dmtb-node1", "/dmtb-node2", "/"]
 
 
 def test_whatever_has_a_name_on_the_machine_shows_whose_it_is() -> None:
@@ -43,5 +49,5 @@ def test_pod_ranges_hold_all_pods_and_do_not_overlap() -> None:
 
 
 def test_an_unknown_node_is_refused_with_the_names_that_exist() -> None:
-    with pytest.raises(UnknownNode, match="no node 'node9'; nodes: node1, node2"):
+    with pytest.raises(UnknownNode, match="no node 'node9'; nodes: node1, node2, node3"):
         node_named("node9")

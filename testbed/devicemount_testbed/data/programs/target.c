@@ -4,6 +4,7 @@
 //   target [serve]                  PID 1: waits for ever, reaps, ends on TERM
 //   target open PATH...             opens each; prints "PATH ok" or "PATH EPERM"; 0 if all opened
 //   target hold PATH [SECONDS]      opens, prints "holding PATH", keeps it until TERM or the time
+//   target map PATH                 maps its first page, closes it, prints "mapped PATH", keeps the map
 //   target take SOCKET              prints "listening", receives a descriptor, prints "took", keeps it
 //   target pass SOCKET PATH         opens PATH, passes the descriptor to `take`, prints "passed"
 //   target probe OUTFILE PATH...    opens each path each millisecond; writes each change as
@@ -15,6 +16,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <sys/wait.h>
@@ -87,6 +89,16 @@ static int hold(const char *path, long seconds) {
   return 0;
 }
 
+static int map(const char *path) {
+  int fd = open_quietly(path);
+  if (fd < 0 || mmap(0, 4096, PROT_READ, MAP_SHARED, fd, 0) == MAP_FAILED) return fail(path);
+  close(fd);
+  say("mapped", path);
+  wait_for_end(-1);
+  return 0;
+}
+
+// "@name" is a name of the network namespace's, without a file.
 static int unix_socket(const char *path, struct sockaddr_un *address) {
   memset(address, 0, sizeof *address);
   address->sun_family = AF_UNIX;
@@ -95,6 +107,7 @@ static int unix_socket(const char *path, struct sockaddr_un *address) {
     return -1;
   }
   strcpy(address->sun_path, path);
+  if (*path == '@') address->sun_path[0] = 0;
   return socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 }
 
@@ -193,9 +206,10 @@ int main(int count, char **words) {
   if (!strcmp(verb, "open") && count > 2) return open_all(count - 2, words + 2);
   if (!strcmp(verb, "hold") && (count == 3 || count == 4))
     return hold(words[2], count == 4 ? atol(words[3]) : -1);
+  if (!strcmp(verb, "map") && count == 3) return map(words[2]);
   if (!strcmp(verb, "take") && count == 3) return take(words[2]);
   if (!strcmp(verb, "pass") && count == 4) return pass(words[2], words[3]);
   if (!strcmp(verb, "probe") && count > 3) return probe(words[2], count - 3, words + 3);
-  fprintf(stderr, "target [serve] | open PATH... | hold PATH [SECONDS] | take SOCKET | pass SOCKET PATH | probe OUTFILE PATH...\n");
+  fprintf(stderr, "target [serve] | open PATH... | hold PATH [SECONDS] | map PATH | take SOCKET | pass SOCKET PATH | probe OUTFILE PATH...\n");
   return 2;
 }

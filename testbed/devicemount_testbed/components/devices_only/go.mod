@@ -1,0 +1,3 @@
+module testbed/devices_only
+
+go 1.24

@@ -1,3 +1,0 @@
-module testbed/runc_devices_only
-
-go 1.24
