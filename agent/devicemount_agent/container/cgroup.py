@@ -6,8 +6,11 @@ path below the mount. A container may own the cgroups below its own and name the
 topmost match counts, nothing below it.
 """
 
+import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
 from pathlib import Path, PurePath, PurePosixPath
@@ -17,6 +20,7 @@ from devicemount_agent.kernel.files import CGROUP2_SUPER_MAGIC, lines_of, statfs
 from devicemount_agent.model import ContainerID, PodUID
 
 CGROUP_ROOT = Path("/sys/fs/cgroup")
+POD_DEPTH_LIMIT = 8  # the kubelet's own root, QoS class and slices above a pod
 
 # cgroupfs: kubepods/burstable/pod<uid>/<id>
 # systemd: kubepods-burstable-pod<uid with _>.slice/<runtime>-<id>.scope
@@ -57,6 +61,21 @@ def container_cgroup(
     return Cgroup(version=own.version, path=path, hierarchy=own.hierarchy)
 
 
+def freezer_cgroup(
+    pid: int, *, container_id: ContainerID, pod_uid: PodUID, root: Path = CGROUP_ROOT
+) -> Cgroup | None:
+    """Return the container's cgroup in the hierarchy that freezes, None if it has none there.
+
+    Raises ProcessLookupError.
+    """
+    own = _cgroup_of(pid, controller="freezer", root=root)
+    below = own.path.relative_to(own.hierarchy)
+    owner = identify(below)
+    if owner is None or (owner.pod_uid, owner.container_id) != (pod_uid, container_id):
+        return None
+    return replace(own, path=own.hierarchy.joinpath(*below.parts[: owner.depth]))
+
+
 def owner_of(
     pid: int, *, root: Path = CGROUP_ROOT
 ) -> tuple[PodUID, ContainerID] | tuple[None, None]:
@@ -69,18 +88,59 @@ def owner_of(
     return (None, None) if owner is None else (owner.pod_uid, owner.container_id)
 
 
+def processes_in(cgroup: Cgroup) -> Iterator[int]:
+    """Yield the processes that are in a cgroup, or below it, at the moment."""
+    for directory, _, _ in os.walk(cgroup.path):
+        with suppress(OSError):  # it has gone, or holds threads only: those of a process above it
+            yield from map(int, Path(directory, "cgroup.procs").read_text().split())
+
+
 def process_cgroup(pid: int, *, root: Path = CGROUP_ROOT) -> Cgroup:
     """Return the cgroup that a process is in. Raises ProcessLookupError."""
+    return _cgroup_of(pid, controller="devices", root=root)
+
+
+def _cgroup_of(pid: int, *, controller: str, root: Path) -> Cgroup:
+    """Return where a process is for a controller: on v1, or on v2, which has them all."""
     try:
         lines = lines_of(f"/proc/{pid}/cgroup")
     except FileNotFoundError as error:
         raise ProcessLookupError(error.errno, "no such process", error.filename) from error
-    paths = dict(_controllers_and_path(line) for line in lines)
+    paths = dict(_controllers_and_path(line, controller) for line in lines)
     if statfs_type(str(root)) == CGROUP2_SUPER_MAGIC:
         return _cgroup(CgroupVersion.V2, root, paths[""])
-    if "devices" in paths:
-        return _cgroup(CgroupVersion.V1, root / "devices", paths["devices"])
+    if controller in paths:
+        return _cgroup(CgroupVersion.V1, root / controller, paths[controller])
     return _cgroup(CgroupVersion.V2, root / "unified", paths[""])
+
+
+def pod_cgroup(pod_uid: PodUID, *, root: Path = CGROUP_ROOT) -> Path | None:
+    """Return the directory of a pod's containers in the hierarchy that controls devices."""
+    return pod_below(process_cgroup(os.getpid(), root=root).hierarchy, pod_uid)
+
+
+def pod_below(hierarchy: Path, pod_uid: PodUID) -> Path | None:
+    """Find it by its name; not inside of pods, where names are tenants'."""
+    level = [hierarchy]
+    for _ in range(POD_DEPTH_LIMIT):
+        below: list[Path] = []
+        for directory in level:
+            for path in _directories(directory):
+                pod = _POD.fullmatch(path.name)
+                if pod is None:
+                    below.append(path)
+                elif pod["uid"].replace("_", "-") == pod_uid:
+                    return path
+        level = below
+    return None
+
+
+def _directories(path: Path) -> list[Path]:
+    try:
+        with os.scandir(path) as entries:
+            return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []  # it has just gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,10 +163,10 @@ def identify(below: PurePath) -> Owner | None:
     return None
 
 
-def _controllers_and_path(line: str) -> tuple[str, str]:
+def _controllers_and_path(line: str, controller: str) -> tuple[str, str]:
     """Split one line: "5:devices:/kubepods/..."; the path may hold colons."""
     _, controllers, path = line.split(":", 2)
-    return ("devices" if "devices" in controllers.split(",") else controllers), path
+    return (controller if controller in controllers.split(",") else controllers), path
 
 
 def _cgroup(version: CgroupVersion, hierarchy: Path, path: str) -> Cgroup:

@@ -6,7 +6,7 @@ alone.
 """
 
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -14,8 +14,9 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts, facts_from
 from devicemount_agent.errors import NodeUnavailable
-from devicemount_agent.model import ContainerID, PodUID
+from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
 from devicemount_agent.sockets import channel_to
 from devicemount_node_api import cri_pb2, cri_pb2_grpc
 
@@ -40,6 +41,8 @@ class ContainerFacts:
     is_running: bool
     pid: int  # of its first process, in the agent's pid namespace; 0: none
     mounts: frozenset[str] = frozenset()  # where the kubelet asked for some, in the container
+    permitted: frozenset[DeviceNumber] = frozenset()  # numbers that the runtime was told to allow
+    runtime: RuntimeFacts = UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +66,43 @@ class Runtime:
     async def close(self) -> None:
         await self._channel.close(None)
 
-    async def check(self) -> None:
-        """Raise NodeUnavailable unless the runtime answers."""
-        await _answered(
+    async def version(self) -> str:
+        """Return name and version of the runtime. Raises NodeUnavailable unless it answers."""
+        answer = await _answered(
             self._stub.Version(cri_pb2.VersionRequest(), timeout=CALL_TIMEOUT_S),
         )
+        return f"{answer.runtime_name} {answer.runtime_version}"
 
     async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None:
         """Return the newest running container of a pod (of that name), or None."""
         labels = {POD_UID_LABEL: str(pod_uid)}
         if name is not None:
             labels[CONTAINER_NAME_LABEL] = name
+        newest = max(await self._running(labels), key=lambda c: c.created_at, default=None)
+        return ContainerID(newest.id) if newest is not None else None
+
+    async def all_running(self, name: str) -> Mapping[PodUID, ContainerID]:
+        """Return the newest running container of that name in each pod that has one."""
+        found = await self._running({CONTAINER_NAME_LABEL: name})
+        oldest_first = sorted(found, key=lambda c: c.created_at)
+        return {PodUID(c.labels.get(POD_UID_LABEL, "")): ContainerID(c.id) for c in oldest_first}
+
+    async def of_pod(self, pod_uid: PodUID) -> tuple[ContainerID, ...]:
+        """Return the running containers of a pod."""
+        found = await self._running({POD_UID_LABEL: str(pod_uid)})
+        return tuple(ContainerID(one.id) for one in found)
+
+    async def every_running(self) -> tuple[ContainerID, ...]:
+        """Return all running containers of this node."""
+        return tuple(ContainerID(found.id) for found in await self._running({}))
+
+    async def _running(self, labels: Mapping[str, str]) -> Sequence[cri_pb2.Container]:
         state = cri_pb2.ContainerStateValue(state=cri_pb2.CONTAINER_RUNNING)
         request = cri_pb2.ListContainersRequest(
             filter=cri_pb2.ContainerFilter(label_selector=labels, state=state)
         )
         answer = await _answered(self._stub.ListContainers(request, timeout=CALL_TIMEOUT_S))
-        newest = max(answer.containers, key=lambda c: c.created_at, default=None)
-        return ContainerID(newest.id) if newest is not None else None
+        return answer.containers
 
     async def container(self, container_id: ContainerID) -> ContainerFacts | None:
         """Return what is known of a container; None if there is no such one."""
@@ -99,6 +121,8 @@ class Runtime:
             is_running=status.state == cri_pb2.CONTAINER_RUNNING,
             pid=_pid_of(answer.info.get("info", "")),
             mounts=frozenset(mount.container_path for mount in status.mounts),
+            permitted=_permitted_by(answer.info.get("info", "")),
+            runtime=facts_from(answer.info.get("info", "")),
         )
 
     async def sandbox(self, pod_uid: PodUID) -> SandboxFacts | None:
@@ -108,15 +132,24 @@ class Runtime:
         )
         answer = await _answered(self._stub.ListPodSandbox(request, timeout=CALL_TIMEOUT_S))
         newest = max(answer.items, key=lambda sandbox: sandbox.created_at, default=None)
-        if newest is None:
-            return None
-        return SandboxFacts(
-            namespace=newest.metadata.namespace,
-            name=newest.metadata.name,
-            is_ready=newest.state == cri_pb2.SANDBOX_READY,
-            labels=dict(newest.labels),
-            annotations=dict(newest.annotations),
-        )
+        return None if newest is None else _sandbox_facts(newest)
+
+    async def all_sandboxes(self) -> Mapping[PodUID, SandboxFacts]:
+        """Return the sandboxes of this node that are ready."""
+        state = cri_pb2.PodSandboxStateValue(state=cri_pb2.SANDBOX_READY)
+        request = cri_pb2.ListPodSandboxRequest(filter=cri_pb2.PodSandboxFilter(state=state))
+        answer = await _answered(self._stub.ListPodSandbox(request, timeout=CALL_TIMEOUT_S))
+        return {PodUID(found.metadata.uid): _sandbox_facts(found) for found in answer.items}
+
+
+def _sandbox_facts(found: cri_pb2.PodSandbox) -> SandboxFacts:
+    return SandboxFacts(
+        namespace=found.metadata.namespace,
+        name=found.metadata.name,
+        is_ready=found.state == cri_pb2.SANDBOX_READY,
+        labels=dict(found.labels),
+        annotations=dict(found.annotations),
+    )
 
 
 _Answer = TypeVar("_Answer")
@@ -138,3 +171,16 @@ def _pid_of(info: str) -> int:
     """Return the pid in the verbose answer: containerd and CRI-O both have it at the top."""
     pid = json.loads(info).get("pid", 0) if info else 0
     return pid if isinstance(pid, int) else 0
+
+
+def _permitted_by(info: str) -> frozenset[DeviceNumber]:
+    """Return the numbers in the rules of the runtime's spec, where the verbose answer has one."""
+    found = json.loads(info).get("runtimeSpec") if info else None
+    resources = ((found or {}).get("linux") or {}).get("resources") or {}
+    return frozenset(
+        DeviceNumber(rule["type"], rule["major"], rule["minor"])
+        for rule in resources.get("devices") or ()
+        if rule.get("allow")
+        and {"major", "minor"} <= rule.keys()
+        and rule.get("type") in ("c", "b")
+    )

@@ -11,20 +11,21 @@ import asyncio
 import errno
 import os
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 from devicemount_agent.container.cgroup import Cgroup, container_cgroup
 from devicemount_agent.container.cri import ContainerFacts
 from devicemount_agent.container.first_process import first_process
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts, check_supported
 from devicemount_agent.errors import (
     ContainerMismatch,
     DeviceMountError,
     NodeUnavailable,
     TargetNotRunning,
 )
+from devicemount_agent.kernel.namespace import root_of
 from devicemount_agent.kernel.pidfd import has_ended
-from devicemount_agent.model import ContainerID, PodUID
+from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
 from devicemount_agent.requests import Target
 
 
@@ -47,6 +48,9 @@ class Container:
     pidfd: int
     root_fd: int
     cgroup: Cgroup
+    runtime: RuntimeFacts = UNKNOWN
+    mounts: frozenset[str] = frozenset()  # where the kubelet asked for some
+    permitted: frozenset[DeviceNumber] = frozenset()  # devices of its own, since its start
 
     @property
     def name(self) -> str:
@@ -87,6 +91,7 @@ async def find(
             f"container {facts.id[:12]} is {facts.name} of {facts.namespace}/{facts.pod_name}"
             f" ({facts.pod_uid}), not {target.container} of {target.namespace}/{target.pod_name}"
         )
+    check_supported(facts.runtime)  # what it calls its process may be anywhere
     pid = facts.pid or await asyncio.to_thread(first_process, facts.id, facts.pod_uid)
     if not pid:
         raise TargetNotRunning(f"container {facts.id[:12]} has no process")
@@ -105,7 +110,7 @@ def _proven(facts: ContainerFacts) -> Container:
         raise _not_opened(facts, error) from error
     try:
         cgroup = container_cgroup(facts.pid, container_id=facts.id, pod_uid=facts.pod_uid)
-        root_fd = os.open(Path("/proc", str(facts.pid), "root"), os.O_PATH | os.O_CLOEXEC)
+        root_fd = root_of(pidfd)  # not the process's: it may have made a volume its root
     except OSError as error:
         os.close(pidfd)
         raise _not_opened(facts, error) from error
@@ -120,6 +125,9 @@ def _proven(facts: ContainerFacts) -> Container:
         pidfd=pidfd,
         root_fd=root_fd,
         cgroup=cgroup,
+        runtime=facts.runtime,
+        mounts=facts.mounts,
+        permitted=facts.permitted,
     )
     if container.has_ended():  # then the cgroup and the root may have been another process's
         container.close()

@@ -9,7 +9,8 @@ path of a tenant is resolved.
 
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from devicemount_agent.container.cgroup import Cgroup
@@ -52,13 +53,25 @@ def refusals(cgroup: Path, nodes: Sequence[tuple[int, Access]], *, hold: Path) -
     return tuple(int(answer) for answer in answers)
 
 
-def may_access(cgroup: Cgroup, number: DeviceNumber, access: Access, *, hold: Path) -> bool:
-    """Say whether a process in this cgroup may open the device. Raises CheckFailed.
+def refused(
+    cgroup: Path, want: Mapping[DeviceNumber, Access], *, hold: Path
+) -> dict[DeviceNumber, int]:
+    """Return which of these a process in the cgroup may not open, with errno. Raises CheckFailed.
 
-    The node that is asked about stands in a file system that exists for this question only.
+    The nodes that are asked about stand in a file system that exists for this question only.
     """
-    mode, device = mknod_arguments(number, mode=0o600)
-    with closing(detached_tmpfs()) as root_fd:
-        os.mknod("node", mode, device, dir_fd=root_fd)
-        with closing(os.open("node", os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd)) as node_fd:
-            return refusals(cgroup.path, [(node_fd, access)], hold=hold) == (0,)
+    with ExitStack() as stack:
+        root_fd = stack.enter_context(closing(detached_tmpfs()))
+        nodes = []
+        for name, (number, access) in enumerate(want.items()):
+            mode, device = mknod_arguments(number, mode=0o600)
+            os.mknod(str(name), mode, device, dir_fd=root_fd)
+            node_fd = os.open(str(name), os.O_PATH | os.O_CLOEXEC, dir_fd=root_fd)
+            nodes.append((stack.enter_context(closing(node_fd)), access))
+        codes = refusals(cgroup, nodes, hold=hold)
+    return {number: code for number, code in zip(want, codes, strict=True) if code}
+
+
+def may_access(cgroup: Cgroup, number: DeviceNumber, access: Access, *, hold: Path) -> bool:
+    """Say whether a process in this cgroup may open the device. Raises CheckFailed."""
+    return not refused(cgroup.path, {number: access}, hold=hold)

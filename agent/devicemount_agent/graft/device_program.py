@@ -19,6 +19,7 @@ INSTRUCTION_BYTES = 8
 KEY_BYTES = 12
 VALUE_BYTES = 4
 MAX_DEVICES = 1024  # of one container, in the allow map
+SYSTEMD_NAME = "sd_devices"  # systemd's src/core/bpf-devices.c; it keeps one on a cgroup
 
 _ACCESS_BITS = {Access.READ: 2, Access.WRITE: 4}  # BPF_DEVCG_ACC_*; 1 is mknod
 _TYPE_BITS = {NodeType.BLOCK: 1, NodeType.CHAR: 2}  # BPF_DEVCG_DEV_*
@@ -64,6 +65,17 @@ class Original:
     id: int
     name: str
     instructions: bytes
+
+
+def supersedes(newcomer: Original, former: Original) -> bool:
+    """Say whether the one was attached for the other, whose place ours has taken meanwhile.
+
+    Whoever attaches a program anew detaches its own former one, but does not find ours in its
+    place. It is the very same, or the same once more, or systemd's, whose rules may have changed.
+    """
+    if newcomer.id == former.id or newcomer.name == former.name == SYSTEMD_NAME:
+        return True
+    return (newcomer.name, newcomer.instructions) == (former.name, former.instructions)
 
 
 def allows_all(dump: bytes) -> bool:
@@ -140,6 +152,12 @@ def prologue(*, allow_fd: int, original_fd: int) -> bytes:
 
 def to_key(number: DeviceNumber) -> bytes:
     return struct.pack("<III", _TYPE_BITS[number.node_type], number.major, number.minor)
+
+
+def from_key(key: bytes) -> DeviceNumber:
+    bits, major, minor = struct.unpack("<III", key)
+    (kind,) = (node_type.value for node_type in _TYPE_BITS if _TYPE_BITS[node_type] == bits)
+    return DeviceNumber(kind, major, minor)
 
 
 def to_value(access: Access) -> bytes:

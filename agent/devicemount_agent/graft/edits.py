@@ -20,10 +20,17 @@ from devicemount_agent.errors import (
 from devicemount_agent.graft import mounts
 from devicemount_agent.graft.env_file import DIRECTORY, env_text
 from devicemount_agent.graft.files import Files
-from devicemount_agent.graft.mounts import check_may_cover, stands
+from devicemount_agent.graft.mounts import (
+    check_appears_nowhere_else,
+    check_may_cover,
+    stands,
+)
+from devicemount_agent.graft.nodes import check_is_private, permissions, unmakeable
+from devicemount_agent.graft.numbers import from_file
 from devicemount_agent.graft.places import Places, checked, link_of
 from devicemount_agent.graft.sources import Sources
 from devicemount_agent.graft.target import Container
+from devicemount_agent.graft.users import user_of
 from devicemount_agent.kernel.files import FileFacts, closing, facts_of
 from devicemount_agent.kernel.mount import (
     MOUNT_ATTR_NODEV,
@@ -32,11 +39,12 @@ from devicemount_agent.kernel.mount import (
     MOUNT_ATTR_RDONLY,
     has_mount_setattr,
 )
-from devicemount_agent.model import BindMount, Bound, Edits, Link, Overlaid
+from devicemount_agent.model import BindMount, Bound, DeviceNode, Edits, Link, Overlaid
 from devicemount_agent_api.failpoints import Failpoint, fire
 
 _SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _TEXT = _SAFE | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY
+_NODE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
 _DRIVER = PurePosixPath("/proc/driver")
 _KERNEL = (PurePosixPath("/proc"), PurePosixPath("/sys"))
 
@@ -52,14 +60,24 @@ class Plan:
     unshown: str = ""  # why there will be no env and ready files; empty: there will
 
 
-def plan(container: Container, edits: Edits, *, sources: Sources, files: Files) -> Plan:
+def plan(
+    places: Places,
+    edits: Edits,
+    *,
+    nodes: Iterable[DeviceNode] = (),
+    sources: Sources,
+    files: Files,
+) -> Plan:
     """Find where everything goes, and refuse what must not be placed.
 
-    Raises NotAllowed, PathConflict, UnsupportedRuntime, AllocationUnknown.
+    Those of the nodes that cannot be made there are mounted. Raises NotAllowed, PathConflict,
+    UnsupportedRuntime, AllocationUnknown.
     """
+    mounted = unmakeable(places, nodes)
     if not has_mount_setattr():
-        return _only_nodes(edits)
-    planner = _Planner(container, sources, files)
+        return _only_nodes(edits, mounted)
+    planner = _Planner(places, sources, files)
+    planner.add_nodes(mounted)
     for mount in edits.mounts:
         planner.add_mount(mount)
     for overlaid in edits.overlaid:
@@ -77,8 +95,10 @@ def plan(container: Container, edits: Edits, *, sources: Sources, files: Files) 
     return planner.planned(unshown)
 
 
-def _only_nodes(edits: Edits) -> Plan:
+def _only_nodes(edits: Edits, mounted: Collection[DeviceNode]) -> Plan:
     what = "the node's kernel is older than 5.12"
+    if mounted:
+        raise UnsupportedRuntime(f"{what}: no device can be mounted, and none made in its /dev")
     if edits != Edits():
         raise UnsupportedRuntime(f"{what}: nothing but device nodes can be placed")
     return Plan(frozenset(), frozenset(), frozenset(), frozenset(), unshown=what)
@@ -150,11 +170,8 @@ def verified(
     return mounts.verified(places, bound)
 
 
-def remaining(container: Container, bound: Collection[Bound]) -> frozenset[Bound]:
+def remaining(places: Places, bound: Iterable[Bound]) -> frozenset[Bound]:
     """Return the mounts that still stand where they were made."""
-    if not bound:
-        return frozenset()
-    places = Places(container)
     return frozenset(b for b in bound if stands(places, b))
 
 
@@ -173,14 +190,43 @@ def link_stands(places: Places, link: Link) -> bool:
 class _Planner:
     """Collects what is to be placed, once each."""
 
-    def __init__(self, container: Container, sources: Sources, files: Files) -> None:
-        self._container = container
+    def __init__(self, places: Places, sources: Sources, files: Files) -> None:
+        self._container = places.container
         self._sources = sources
         self._files = files
-        self._places = Places(container)
+        self._places = places
         self._bound: dict[str, Bound] = {}
         self._linked: dict[str, Link] = {}
         self._standing: set[Bound | Link] = set()
+
+    def add_nodes(self, nodes: Collection[DeviceNode]) -> None:
+        """Nothing where a node of that number stands already that is not ours."""
+        if not nodes:
+            return
+        user, root = user_of(self._container), self._sources.node_root
+        for node in nodes:
+            wanted = permissions(self._places, node, user=user, root=root)
+            source = str(self._files.node(self._container.id, node, wanted))
+            if not self._stands_already(node, source):
+                self._add(PurePosixPath(node.path), source, _NODE)
+
+    def _stands_already(self, node: DeviceNode, source: str) -> bool:
+        path = PurePosixPath(node.path)
+        found = self._found(path)
+        if found is None:
+            above = self._above(path)
+            check_is_private(self._places, above, path)
+            check_appears_nowhere_else(self._places, above, path)
+            return False
+        ours = self._sources.facts(source)
+        is_ours = (found.device, found.inode) == (ours.device, ours.inode)
+        return not is_ours and from_file(found.mode, found.number) == node.number
+
+    def _above(self, path: PurePosixPath) -> FileFacts:
+        """Return the directory in which something would have to be made."""
+        while (found := self._places.standing_directory(path.parent)) is None:
+            path = path.parent
+        return found
 
     def add_mount(self, mount: BindMount) -> None:
         path = self._placed(mount.path)

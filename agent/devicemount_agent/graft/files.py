@@ -4,6 +4,7 @@
     <root>/<container id>/shown/   is /run/devicemount in the container
     <root>/<container id>/texts/   what is bound over single files there
     <root>/<container id>/names/   which files are in shown/, empty
+    <root>/<container id>/nodes/   device files, mounted where none can be made; nobody else's
 
 Each is replaced in one step. Nothing that a container sees is ever opened by us: with CAP_SYS_ADMIN
 it can make the mount writable again, and put a pipe there that would be waited for.
@@ -14,11 +15,16 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
-from devicemount_agent.model import ContainerID
+from devicemount_agent.graft.nodes import Permissions, set_permissions
+from devicemount_agent.graft.numbers import mknod_arguments
+from devicemount_agent.kernel.files import closing
+from devicemount_agent.model import ContainerID, DeviceNode
 
 _DIRECTORY_MODE = 0o755  # whatever user the container's processes run as
+_NODES_MODE = 0o700  # a device file of the agent's is not for the node's users
 _FILE_MODE = 0o644
 
 
@@ -44,6 +50,16 @@ class Files:
         path = _made(self.root / container_id / "texts") / hashlib.sha256(content).hexdigest()
         if not path.exists():
             _replace(path, content)
+        return path
+
+    def node(self, container_id: ContainerID, node: DeviceNode, permissions: Permissions) -> Path:
+        """Return a device file, made if it is not there; its name says what it is, and where."""
+        directory = _made(self.root / container_id / "nodes", mode=_NODES_MODE)
+        number = node.number
+        where = hashlib.sha256(node.path.encode()).hexdigest()
+        path = directory / f"{number.kind}-{number.major}-{number.minor}-{where}"
+        if not path.exists():
+            _make_node(path, node, permissions)
         return path
 
     def show(self, container_id: ContainerID, wanted: Mapping[str, str]) -> None:
@@ -81,11 +97,23 @@ class Files:
         return self.root / container_id / "names"
 
 
-def _made(path: Path) -> Path:
+def _made(path: Path, *, mode: int = _DIRECTORY_MODE) -> Path:
     if not path.is_dir():
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(_DIRECTORY_MODE)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        path.chmod(mode)
     return path
+
+
+def _make_node(path: Path, node: DeviceNode, permissions: Permissions) -> None:
+    """Make it in one step, complete: several mounts are planned at once."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as directory:
+        made = Path(directory, "node")
+        mode, device = mknod_arguments(node.number, mode=0o600)
+        os.mknod(made, mode, device)
+        with closing(os.open(made, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)) as fd:
+            set_permissions(fd, permissions)
+        with suppress(FileExistsError):
+            os.link(made, path)
 
 
 def _replace(path: Path, content: bytes) -> None:

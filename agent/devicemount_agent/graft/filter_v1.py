@@ -10,13 +10,15 @@ to: a deny would take the device from a privileged container, and no list would 
 
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from devicemount_agent.container.cgroup import Cgroup
+from devicemount_agent.container.cgroup import Cgroup, CgroupVersion
 from devicemount_agent.errors import FilterBlocked
+from devicemount_agent.graft.standing import RULES_BYTES, Standing
+from devicemount_agent.graft.target import below
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import Access, DeviceNumber
 
@@ -42,6 +44,14 @@ class Rules:
         major, minor = str(number.major), str(number.minor)
         keys = ((number.kind, a, i) for a in (major, "*") for i in (minor, "*"))
         return self.allows_all or any(access in self.entries.get(k, Access.NONE) for k in keys)
+
+    def numbers(self) -> frozenset[DeviceNumber]:
+        """Return the numbers that have an entry of their own; none where all is allowed."""
+        return frozenset(
+            DeviceNumber(kind, int(major), int(minor))
+            for (kind, major, minor), access in self.entries.items()
+            if access and "*" not in (major, minor)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,30 +93,38 @@ def changes(
 
 def read(cgroup: Path) -> Rules:
     """Raises FileNotFoundError when the cgroup is gone."""
-    return parse((cgroup / "devices.list").read_text())
+    return parse(_text(cgroup).decode())
 
 
 def apply(
     cgroup: Cgroup, want: Mapping[DeviceNumber, Access], *, earlier: Mapping[DeviceNumber, Access]
-) -> None:
+) -> Standing:
     """Make the permissions of a container's cgroup and those below it what is wanted. Idempotent.
 
-    `earlier` holds every number that was ever granted here, with what its entry allowed before.
-    Raises FilterBlocked when an ancestor denies, FileNotFoundError when the cgroup is gone.
+    `earlier` holds every number that was ever granted here, with what its entry allowed before. A
+    cgroup that is made below later starts with the rules of the one above it. Raises FilterBlocked
+    when an ancestor denies, FileNotFoundError when the cgroup is gone.
     """
     rules = read(cgroup.path)
-    if rules.allows_all:
-        return
-    for change in changes(rules, want, earlier=earlier):
+    due = changes(rules, want, earlier=earlier)
+    for change in due:
         if change.deny:
             _write(cgroup.path / "devices.deny", change.number, change.deny)
-    _allow(cgroup, cgroup.path, want)
-    if want:
-        for below in _descendants(cgroup.path):
+    if want and not rules.allows_all:
+        _allow(cgroup, cgroup.path, want)
+        for level in below(cgroup.path):
             with suppress(FileNotFoundError):  # it ended meanwhile
-                _allow(cgroup, below, want)
-    if changes(read(cgroup.path), want, earlier=earlier):
+                _allow(cgroup, level, want)
+    text = _text(cgroup.path)
+    if changes(parse(text.decode()), want, earlier=earlier):
         raise OSError(errno.EAGAIN, "device rules were changed meanwhile", str(cgroup.path))
+    return Standing(
+        version=CgroupVersion.V1,
+        top=cgroup.path,
+        leaf=cgroup.path,
+        rules=text[:RULES_BYTES],
+        was_made=bool(due),
+    )
 
 
 def denying_ancestor(cgroup: Cgroup, number: DeviceNumber, access: Access) -> Path | None:
@@ -129,10 +147,8 @@ def _allow(cgroup: Cgroup, level: Path, want: Mapping[DeviceNumber, Access]) -> 
             ) from error
 
 
-def _descendants(cgroup: Path) -> Iterator[Path]:
-    """Yield the cgroups below, top down; one that ends meanwhile is left out."""
-    for directory, names, _ in os.walk(cgroup):
-        yield from (Path(directory, name) for name in names)
+def _text(cgroup: Path) -> bytes:
+    return (cgroup / "devices.list").read_bytes()
 
 
 def _write(path: Path, number: DeviceNumber, access: Access) -> None:

@@ -2,15 +2,15 @@
 """Device permission on cgroup v2: every attached device program, wrapped in place.
 
 All programs of a cgroup and its ancestors must allow, so adding one can never grant. `apply` makes
-what the kernel holds equal to what is wanted, whoever ran before: first grant, later grant, revoke,
-and after a restart of the agent. Nothing is pinned; the state is found again by the names of
-program and maps. A program is only ever replaced, never detached and attached: in between
-everything would be allowed.
+what the kernel holds equal to what is wanted, whoever ran before: first grant, later grant, repair,
+revoke, and after a restart of the agent. Nothing is pinned; the state is found again by the names
+of program and maps. A program is only ever replaced, never detached and attached: in between
+everything would be allowed. Detached is one of ours only, and only where its original is there too.
 """
 
 import errno
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,10 @@ from devicemount_agent.graft.device_program import (
     NotReloadable,
     Original,
     allows_all,
+    from_key,
     from_saved,
     reloadable,
+    supersedes,
     to_key,
     to_saved,
     to_value,
@@ -60,26 +62,59 @@ class _Wrapped:
     saved: bytes  # the original, not yet decoded: that may fail, and ending access must not
 
 
-def apply(cgroup: Path, want: Mapping[DeviceNumber, Access]) -> None:
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What is attached to one cgroup, after each program was seen to be as wanted."""
+
+    program_ids: tuple[int, ...]
+    is_restricted: bool  # a program among them may deny
+    was_made: bool  # it was not so before
+
+
+def apply(cgroup: Path, want: Mapping[DeviceNumber, Access]) -> Applied:
     """Make the grafted permissions of one cgroup exactly `want`.
 
     Empty puts the original programs back. A program that allows all is left alone. Raises
     FilterBlocked when a program cannot be wrapped, which then goes on denying, OSError EAGAIN when
     somebody keeps replacing it, FileNotFoundError when the cgroup is gone.
     """
-    with closing(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as cgroup_fd:
+    with closing(_opened(cgroup)) as cgroup_fd:
+        before = bpf.prog_query(cgroup_fd).program_ids
         for _ in range(_ATTEMPTS):
             with suppress(FileNotFoundError):  # a program was swapped meanwhile: look again
                 _apply(cgroup, cgroup_fd, want)
-                if _is_settled(cgroup_fd, want):
-                    return
+                applied = _settled(cgroup_fd, want, before=before)
+                if applied is not None:
+                    return applied
     raise OSError(errno.EAGAIN, "the device filter keeps being replaced", str(cgroup))
 
 
-def is_filtered(cgroup: Path) -> bool:
-    """Say whether a device program is attached to this cgroup itself."""
-    with closing(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as cgroup_fd:
-        return bool(bpf.prog_query(cgroup_fd).program_ids)
+def attached(cgroup: Path) -> tuple[int, ...]:
+    """Return the programs of this cgroup itself. Raises FileNotFoundError when it is gone."""
+    with closing(_opened(cgroup)) as cgroup_fd:
+        return bpf.prog_query(cgroup_fd).program_ids
+
+
+def effective(cgroup: Path) -> bytes:
+    """Return which programs run for this cgroup, as bpf.EffectivePrograms says it."""
+    with closing(_opened(cgroup)) as cgroup_fd:
+        return bpf.EffectivePrograms().of(cgroup_fd)
+
+
+def granted(cgroup: Path) -> frozenset[DeviceNumber]:
+    """Return what programs of ours allow there by their maps, whatever records say."""
+    with closing(_opened(cgroup)) as cgroup_fd, ExitStack() as stack:
+        programs = [_open(i, stack) for i in bpf.prog_query(cgroup_fd).program_ids]
+        return frozenset(
+            from_key(key)
+            for program in programs
+            if isinstance(program, _Wrapped)
+            for key in bpf.map_keys(program.allow_fd, key_bytes=KEY_BYTES)
+        )
+
+
+def _opened(cgroup: Path) -> int:
+    return os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
 
 def _apply(cgroup: Path, cgroup_fd: int, want: Mapping[DeviceNumber, Access]) -> None:
@@ -92,26 +127,43 @@ def _apply(cgroup: Path, cgroup_fd: int, want: Mapping[DeviceNumber, Access]) ->
             denying = [program for program in foreign if not allows_all(program.info.instructions)]
             for ours in wrapped:
                 _set_allowed(ours.allow_fd, want)  # before what may fail: some of it may end access
-            codes = [_reloadable(cgroup, program) for program in denying]
-            for program, code in zip(denying, codes, strict=True):
-                _wrap(cgroup, cgroup_fd, query.flags, program=program, code=code, want=want)
+            originals = [_reloadable(cgroup, program) for program in denying]
+            for program, original in zip(denying, originals, strict=True):
+                # First, for copies must not pile up whenever we are killed: the newcomer denies
+                # what both of them deny.
+                for ours in [one for one in wrapped if _is_superseded(one, [original])]:
+                    bpf.prog_detach(cgroup_fd, ours.fd)
+                    wrapped.remove(ours)
+                _wrap(cgroup, cgroup_fd, query.flags, program=program, original=original, want=want)
             return
         for ours in wrapped:
             _set_allowed(ours.allow_fd, {})  # access ends here, before anything that may fail
-        present = {program.info.id for program in foreign}
+        present = [_as_dumped(program) for program in foreign]
         for ours in wrapped:
-            _unwrap(cgroup, cgroup_fd, query.flags, ours=ours, present=present)
+            if _is_superseded(ours, present):
+                bpf.prog_detach(cgroup_fd, ours.fd)
+            else:
+                _unwrap(cgroup, cgroup_fd, query.flags, ours=ours)
 
 
-def _is_settled(cgroup_fd: int, want: Mapping[DeviceNumber, Access]) -> bool:
-    """Read back: with wishes every program that may deny is ours, without none is."""
+def _settled(
+    cgroup_fd: int, want: Mapping[DeviceNumber, Access], *, before: tuple[int, ...]
+) -> Applied | None:
+    """Read back: with wishes every program that may deny is ours, without none is; else None."""
+    program_ids = bpf.prog_query(cgroup_fd).program_ids
     with ExitStack() as stack:
-        attached = [_open(i, stack) for i in bpf.prog_query(cgroup_fd).program_ids]
-    if not want:
-        return all(isinstance(program, _Foreign) for program in attached)
-    return all(
-        isinstance(program, _Wrapped) or allows_all(program.info.instructions)
+        attached = [_open(program_id, stack) for program_id in program_ids]
+    restricting = [
+        program
         for program in attached
+        if isinstance(program, _Wrapped) or not allows_all(program.info.instructions)
+    ]
+    if any(isinstance(program, _Wrapped) is not bool(want) for program in restricting):
+        return None
+    return Applied(
+        program_ids=program_ids,
+        is_restricted=bool(restricting),
+        was_made=set(program_ids) != set(before),
     )
 
 
@@ -133,11 +185,29 @@ def _open(program_id: int, stack: ExitStack) -> _Foreign | _Wrapped:
     return _Wrapped(fd=fd, info=info, allow_fd=maps[ALLOW_NAME][0], saved=value)
 
 
-def _reloadable(cgroup: Path, program: _Foreign) -> bytes:
+def _reloadable(cgroup: Path, program: _Foreign) -> Original:
     try:
-        return reloadable(program.info.instructions)
+        code = reloadable(program.info.instructions)
     except NotReloadable as error:
         raise _blocked(cgroup, program, str(error)) from error
+    return Original(id=program.info.id, name=program.info.name, instructions=code)
+
+
+def _as_dumped(program: _Foreign) -> Original:
+    """Return what is attached, to be compared, also where it could not be loaded again."""
+    code = program.info.instructions
+    with suppress(NotReloadable):
+        code = reloadable(code)
+    return Original(id=program.info.id, name=program.info.name, instructions=code)
+
+
+def _is_superseded(ours: _Wrapped, present: Iterable[Original]) -> bool:
+    """Say whether the owner of the original has attached it, or its successor, again."""
+    try:
+        original = from_saved(ours.saved)
+    except NotReloadable:
+        return False
+    return any(supersedes(one, original) for one in present)
 
 
 def _wrap(
@@ -146,16 +216,15 @@ def _wrap(
     flags: int,
     *,
     program: _Foreign,
-    code: bytes,
+    original: Original,
     want: Mapping[DeviceNumber, Access],
 ) -> None:
-    original = Original(id=program.info.id, name=program.info.name, instructions=code)
     with (
         closing(_create_allow_map(want)) as allow_fd,
         closing(_create_original_map(original)) as original_fd,
         closing(
             bpf.prog_load(
-                wrap(code, allow_fd=allow_fd, original_fd=original_fd),
+                wrap(original.instructions, allow_fd=allow_fd, original_fd=original_fd),
                 is_gpl=program.info.is_gpl,
                 name=PROGRAM_NAME,
             )
@@ -169,15 +238,12 @@ def _wrap(
             raise _blocked(cgroup, program, "it is attached by a bpf_link") from error
 
 
-def _unwrap(cgroup: Path, cgroup_fd: int, flags: int, *, ours: _Wrapped, present: set[int]) -> None:
+def _unwrap(cgroup: Path, cgroup_fd: int, flags: int, *, ours: _Wrapped) -> None:
     """Put the original back: that very program where something else kept it alive, else a copy."""
     try:
         original = from_saved(ours.saved)
     except NotReloadable as error:
         raise _blocked(cgroup, ours, str(error)) from error
-    if original.id in present:  # its owner has attached it again itself
-        bpf.prog_detach(cgroup_fd, ours.fd)
-        return
     living = _living(original)
     fd = _copy(original, is_gpl=ours.info.is_gpl) if living is None else living
     with closing(fd) as prog_fd:

@@ -11,14 +11,16 @@ from typing import assert_never
 
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.errors import TargetNotRunning
-from devicemount_agent.graft import filter_v1, filter_v2
+from devicemount_agent.graft import filter_v1, subtree
 from devicemount_agent.graft.nodes import displace, missing, number_on_node, place
 from devicemount_agent.graft.shape import supported
-from devicemount_agent.graft.target import Container, levels
+from devicemount_agent.graft.standing import Standing
+from devicemount_agent.graft.target import Container
 from devicemount_agent.model import Access, DeviceNumber
 
 __all__ = [
     "Container",
+    "allowed",
     "displace",
     "earlier",
     "missing",
@@ -48,26 +50,39 @@ def earlier(container: Container, numbers: Iterable[DeviceNumber]) -> Mapping[De
             assert_never(container.cgroup.version)
 
 
+def allowed(container: Container) -> frozenset[DeviceNumber]:
+    """Return the numbers that the kernel allows there by entries of their own.
+
+    On cgroup v2 only those that are ours; on v1 also the container's. Raises OSError.
+    """
+    match container.cgroup.version:
+        case CgroupVersion.V1:
+            return filter_v1.read(container.cgroup.path).numbers()
+        case CgroupVersion.V2:
+            return subtree.granted(container)
+        case _:
+            assert_never(container.cgroup.version)
+
+
 def permit(
     container: Container,
     want: Mapping[DeviceNumber, Access],
     *,
     earlier: Mapping[DeviceNumber, Access],
-) -> None:
-    """Make the container's grafted permissions exactly `want`. Idempotent.
+) -> Standing | None:
+    """Make the container's grafted permissions exactly `want`; return how they stand. Idempotent.
 
     `earlier` (cgroup v1) holds every number that was ever granted here, with what `earlier()` said
-    of it then; those not in `want` go back to that. A container that is gone has nothing to take.
-    After an error some of it may be granted: say what shall be once more. Raises FilterBlocked,
-    TargetNotRunning.
+    of it then; those not in `want` go back to that. A container that is gone has nothing to take,
+    and nothing stands there. After an error some of it may be granted: say what shall be once more.
+    Raises FilterBlocked, TargetNotRunning.
     """
     try:
         match container.cgroup.version:
             case CgroupVersion.V1:
-                filter_v1.apply(container.cgroup, want, earlier=earlier)
+                return filter_v1.apply(container.cgroup, want, earlier=earlier)
             case CgroupVersion.V2:
-                for level in levels(container):
-                    filter_v2.apply(level, want)
+                return subtree.apply(container, want)
             case _:
                 assert_never(container.cgroup.version)
     except OSError as error:
@@ -75,6 +90,7 @@ def permit(
             raise
         if want:
             raise _gone(container) from error
+        return None
 
 
 def _gone(container: Container) -> TargetNotRunning:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from devicemount_agent.kernel.files import lines_of
+from devicemount_agent.kernel.files import closing, lines_from, lines_of
+from devicemount_agent.kernel.namespace import mountinfo_of
 
 # A server answers for these, who may be the tenant's own, or gone: whoever asks may wait for ever.
 SERVED = ("fuse", "nfs", "9p", "ceph", "cifs", "smb", "virtiofs")
@@ -25,6 +26,7 @@ class Mounted:
     is_shared: bool  # what is mounted below it appears elsewhere too
     kind: str
     is_read_only: bool = False
+    is_nodev: bool = False  # no device file on it can be opened
 
     def is_served(self) -> bool:
         return self.kind.startswith(SERVED)
@@ -35,10 +37,12 @@ def mounts_of(process: Path) -> tuple[Mounted, ...]:
     return parsed(lines_of(process / "mountinfo"))
 
 
-def mount_with(process: Path, mount_id: int) -> Mounted | None:
-    """Return the mount that a process has under an id at this moment. Raises OSError."""
-    lines = lines_of(process / "mountinfo")
-    return next((_parsed(line) for line in lines if line.startswith(f"{mount_id} ")), None)
+def mounts_in(namespace_fd: int) -> tuple[Mounted, ...]:
+    """Return a mount namespace's mounts (of a pidfd: the process's), whatever root it has made
+    its own. Raises OSError.
+    """
+    with closing(mountinfo_of(namespace_fd)) as fd:
+        return parsed(lines_from(fd))
 
 
 def parsed(lines: Iterable[str]) -> tuple[Mounted, ...]:
@@ -69,6 +73,7 @@ def _parsed(line: str) -> Mounted:
         is_shared=any(field.startswith("shared:") for field in optional),
         kind=system.split(" ")[0],
         is_read_only="ro" in options.split(","),
+        is_nodev="nodev" in options.split(","),
     )
 
 

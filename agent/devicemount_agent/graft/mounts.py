@@ -2,20 +2,21 @@
 """Bind mounts in a running container: planned, made, verified, taken away by what is mounted.
 
 A mount of ours is told from others' by the number of the file under it (st_dev and st_ino), written
-to the journal before it is made. It never carries set-id or devices, and appears nowhere else: not
-below a shared mount. What it may cover, and why a plain file of the image is covered at all, is in
-docs/adr/0007.
+to the journal before it is made. It never carries set-id, nor devices save the agent's own device
+files, and appears nowhere else: not below a shared mount. What it may cover, and why a plain file
+of the image is covered at all, is in docs/adr/0007.
 """
 
+import errno
 import os
 import stat
 from collections.abc import Collection, Iterable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 
 from devicemount_agent.errors import NodeUnavailable, PathConflict, UnsupportedRuntime
-from devicemount_agent.graft.mountinfo import by_id
+from devicemount_agent.graft.mountinfo import Mounted, by_id
 from devicemount_agent.graft.places import ROOT, Places, is_of_kernel
 from devicemount_agent.graft.sources import Sources, is_it
 from devicemount_agent.graft.target import Container
@@ -73,11 +74,10 @@ def detach(container: Container, bounds: Iterable[Bound]) -> None:
     with ExitStack() as stack:
         calls: list[tuple[Prepared, Prepared]] = []
         for bound in sorted(bounds, key=lambda b: b.path, reverse=True):
-            path = _whereabouts(places, bound)
-            directory_fd = places.standing(path.parent) if path is not None else None
-            if path is not None and directory_fd is not None:
+            if (held := _held(places, bound)) is not None:
+                directory_fd, name = held
                 stack.enter_context(closing(directory_fd))
-                calls.append(detaching(directory_fd, os.fsencode(path.name)))
+                calls.append(detaching(directory_fd, name))
         _detach_all(container, calls)
 
 
@@ -152,16 +152,15 @@ def _mount_point(places: Places, bound: Bound, source: FileFacts) -> int:
 def _check_may_cover(
     places: Places, path: PurePosixPath, found: FileFacts, source: FileFacts
 ) -> None:
-    mounted = places.mount_of(found, path)
-    if mounted.is_shared:
-        raise UnsupportedRuntime(
-            f"{path} is on {mounted.point}, a shared mount: what is mounted there appears elsewhere"
-        )
+    mounted = check_appears_nowhere_else(places, found, path)
     if found.is_mount_root:
         raise PathConflict(f"something else is mounted at {path}")
     if is_of_kernel(mounted) and not _is_driver_file(path):
         raise PathConflict(f"{path} is on {mounted.point}, a {mounted.kind} file system")
-    if stat.S_ISDIR(source.mode) and stat.S_ISDIR(found.mode):
+    if stat.S_ISCHR(source.mode) or stat.S_ISBLK(source.mode):
+        if not places.is_point(found):  # one of ours, left by a crash
+            raise PathConflict(f"something else stands at {path}: {stat.filemode(found.mode)[0]}")
+    elif stat.S_ISDIR(source.mode) and stat.S_ISDIR(found.mode):
         _check_may_cover_directory(places, path)
     elif stat.S_ISDIR(source.mode) or stat.S_IFMT(found.mode) not in {stat.S_IFREG, stat.S_IFSOCK}:
         raise PathConflict(f"something else stands at {path}: {stat.filemode(found.mode)[0]}")
@@ -175,24 +174,43 @@ def _check_may_cover_directory(places: Places, path: PurePosixPath) -> None:
             raise PathConflict(f"{path} would cover the mount {mounted.point}")
 
 
+def check_appears_nowhere_else(places: Places, found: FileFacts, path: PurePosixPath) -> Mounted:
+    """Return the mount that something is on. Raises UnsupportedRuntime for a shared one."""
+    mounted = places.mount_of(found, path)
+    if mounted.is_shared:
+        raise UnsupportedRuntime(
+            f"{path} is on {mounted.point}, a shared mount: what is mounted there appears elsewhere"
+        )
+    return mounted
+
+
 def _is_driver_file(path: PurePosixPath) -> bool:
     return PurePosixPath("/proc/driver") in path.parents
 
 
-def _whereabouts(places: Places, bound: Bound) -> PurePosixPath | None:
-    """Return where our mount is now; None: it is not there any more."""
+def _held(places: Places, bound: Bound) -> tuple[int, bytes] | None:
+    """Return the directory in which our mount is now, which the caller closes, and its name there;
+    None: it is not there any more. A directory above that is renamed meanwhile changes nothing.
+    """
     candidates = [PurePosixPath(bound.path)]
     if (moved := by_id(places.mounts, bound.mount_id)) is not None:
         candidates.append(moved.point)
     for path in candidates:
         try:
-            fd = places.standing(path)
-        except PathConflict:
+            directory_fd = places.open_directory(path.parent)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP}:
+                raise
             continue
-        if fd is None:
-            continue
-        with closing(fd):
-            facts = facts_of(fd)
-        if facts.is_mount_root and is_it(facts, bound):
-            return path
+        if _is_mounted_in(directory_fd, path.name, bound):
+            return directory_fd, os.fsencode(path.name)
+        os.close(directory_fd)
     return None
+
+
+def _is_mounted_in(directory_fd: int, name: str, bound: Bound) -> bool:
+    flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+    with suppress(FileNotFoundError), closing(os.open(name, flags, dir_fd=directory_fd)) as fd:
+        facts = facts_of(fd)
+        return facts.is_mount_root and is_it(facts, bound)
+    return False

@@ -5,7 +5,7 @@ The container may turn any directory into a symlink, and back, at any moment, so
 once, inside its root and without following links, into a descriptor; from there on names are single
 components. What stood there before us is left alone, and what we remove is what we made. Nodes are
 made on the container's own /dev only: on a volume, or where /dev is the node's own, they would be
-there for others.
+there for others. Where none can be made that works, edits.py mounts one of the agent's own.
 """
 
 import errno
@@ -23,8 +23,9 @@ from devicemount_agent.errors import (
     UnsupportedRuntime,
 )
 from devicemount_agent.graft.numbers import from_file, mknod_arguments
-from devicemount_agent.graft.places import Places
+from devicemount_agent.graft.places import Places, is_private
 from devicemount_agent.graft.target import Container
+from devicemount_agent.graft.users import User, user_of
 from devicemount_agent.kernel.files import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
@@ -32,7 +33,6 @@ from devicemount_agent.kernel.files import (
     FileFacts,
     closing,
     facts_of,
-    lines_of,
     openat2,
 )
 from devicemount_agent.model import DeviceNode, DeviceNumber
@@ -46,15 +46,27 @@ _PERMISSIONS = (
 )
 
 
-def missing(container: Container, nodes: Iterable[DeviceNode]) -> frozenset[str]:
-    """Return what `place` would make, directories included: for the journal, before it does."""
-    places = Places(container)
+def missing(places: Places, nodes: Iterable[DeviceNode]) -> frozenset[str]:
+    """Return what does not stand there, directories included: for the journal, before `place`."""
     return frozenset(
         str(path)
         for node in nodes
         for path in (*_directories(_checked(node)), _checked(node))
         if not _exists(places, path)
     )
+
+
+def unmakeable(places: Places, nodes: Iterable[DeviceNode]) -> tuple[DeviceNode, ...]:
+    """Return those that must be mounted: a node made there could not be opened, or not be made.
+
+    In a user namespace of its own no file system of the container carries devices.
+    """
+    nodes = tuple(nodes)
+    if places.has_own_users:
+        return nodes
+    directories = {_checked(node).parent for node in nodes}
+    refusing = {path for path in directories if _carries_no_devices(places, path)}
+    return tuple(node for node in nodes if PurePosixPath(node.path).parent in refusing)
 
 
 def place(
@@ -68,11 +80,13 @@ def place(
     """
     nodes = tuple(nodes)
     made: set[str] = set()
-    places = Places(container)
+    if not nodes:
+        return frozenset()
+    places, user = Places(container), user_of(container)
     with ExitStack() as undo:
         undo.callback(lambda: displace(container, nodes, frozenset(made)))
         for node in nodes:
-            _place(container, places, node, made=made, root=root)
+            _place(places, node, made=made, user=user, root=root)
         undo.pop_all()
     return frozenset(made)
 
@@ -85,7 +99,7 @@ def displace(container: Container, nodes: Iterable[DeviceNode], made: frozenset[
     except TargetNotRunning:
         return  # its /dev went with it
     for path in sorted(made, reverse=True):  # what is in a directory goes before it
-        with suppress(FileNotFoundError, PathConflict):  # it is not what we made any more
+        with suppress(FileNotFoundError, PathConflict, UnsupportedRuntime):  # it is not ours now
             _displace(places, PurePosixPath(path), by_path.get(path))
 
 
@@ -102,21 +116,65 @@ def open_node(places: Places, node: DeviceNode) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class _Permissions:
+class Permissions:
+    """Of a device file, in the node's ids."""
+
     mode: int
     uid: int
     gid: int
 
 
-def _place(
-    container: Container, places: Places, node: DeviceNode, *, made: set[str], root: Path
-) -> None:
+def permissions(places: Places, node: DeviceNode, *, user: User, root: Path) -> Permissions:
+    """Return what the allocation says, else the node's mode and the container's user (CDI).
+
+    An id that the allocation names is the container's; one without a number on the node becomes its
+    root's.
+    """
+    mode = on_node(node.host_path, root).st_mode if node.mode is None else node.mode
+    users, groups, (root_uid, root_gid) = places.ids.users, places.ids.groups, places.ids.root()
+    uid = user.uid if node.uid is None else users.on_node(node.uid)
+    gid = user.gid if node.gid is None else groups.on_node(node.gid)
+    return Permissions(
+        mode=stat.S_IMODE(mode) & _PERMISSIONS,
+        uid=root_uid if uid is None else uid,
+        gid=root_gid if gid is None else gid,
+    )
+
+
+def set_permissions(node_fd: int, wanted: Permissions) -> None:
+    """chown and chmod what the descriptor holds.
+
+    That is a device node, as was checked, so the link in /proc leads to nothing else.
+    """
+    link = Path(f"/proc/self/fd/{node_fd}")
+    os.chown(link, wanted.uid, wanted.gid)
+    link.chmod(wanted.mode)
+
+
+def check_is_private(places: Places, directory: FileFacts, path: PurePosixPath) -> None:
+    """Raise PathConflict where others would have it too, or UnsupportedRuntime."""
+    if directory.device == HOST_DEV.stat().st_dev:
+        raise UnsupportedRuntime(f"{path} would be made in the node's own /dev")
+    with closing(_open_directory(places, _DEV)) as dev_fd:
+        is_elsewhere = directory.device != facts_of(dev_fd).device
+    if is_elsewhere or not is_private(places.mount_of(directory, path.parent)):
+        raise PathConflict(f"{path} would be made on a volume")
+
+
+def _carries_no_devices(places: Places, directory: PurePosixPath) -> bool:
+    while (found := places.standing_directory(directory)) is None:
+        directory = directory.parent
+    mounted = places.mount_of(found, directory)
+    return mounted.is_nodev or mounted.is_read_only
+
+
+def _place(places: Places, node: DeviceNode, *, made: set[str], user: User, root: Path) -> None:
     path = _checked(node)
     with closing(_make_directory(places, path.parent, made)) as directory_fd:
         if _stands(directory_fd, node):
             return
-        _check_is_private(places, directory_fd, path)
-        permissions = _permissions(container, node, root)
+        check_is_private(places, facts_of(directory_fd), path)
+        wanted = permissions(places, node, user=user, root=root)
         mode, device = mknod_arguments(node.number, mode=0o600)
         try:
             os.mknod(path.name, mode, device, dir_fd=directory_fd)
@@ -124,20 +182,17 @@ def _place(
             raise PathConflict(f"{path} was made by somebody else meanwhile") from error
         made.add(str(path))
         with closing(_open_node(directory_fd, node)) as node_fd:
-            _set_permissions(node_fd, permissions)
+            _check_is_there(facts_of(node_fd), facts_of(directory_fd), node)
+            set_permissions(node_fd, wanted)
 
 
 def _displace(places: Places, path: PurePosixPath, node: DeviceNode | None) -> None:
-    with closing(_open_directory(places, path.parent)) as directory_fd:
-        if node is not None:
-            if _stands(directory_fd, node):
-                os.unlink(path.name, dir_fd=directory_fd)
-            return
-        try:
-            os.rmdir(path.name, dir_fd=directory_fd)
-        except OSError as error:
-            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-                raise  # those three: others' nodes are in it, or it is not our directory
+    if node is None:
+        places.remove_directory(path)
+        return
+    with places.there(path) as (fd, directory_fd):
+        _check_is(facts_of(fd), node)
+        os.unlink(path.name, dir_fd=directory_fd)
 
 
 def _stands(directory_fd: int, node: DeviceNode) -> bool:
@@ -156,6 +211,14 @@ def _check_is(found: FileFacts, node: DeviceNode) -> None:
         raise PathConflict(f"something else stands at {node.path}: {kind} {number}")
 
 
+def _check_is_there(found: FileFacts, directory: FileFacts, node: DeviceNode) -> None:
+    """Raise PathConflict for one of the same number that was mounted over ours: it may be the
+    node's own, whose owner must not change.
+    """
+    if found.is_mount_root or found.device != directory.device:
+        raise PathConflict(f"something else was mounted at {node.path} meanwhile")
+
+
 def _open_node(directory_fd: int, node: DeviceNode) -> int:
     name = PurePosixPath(node.path).name
     flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -170,27 +233,6 @@ def _proven(fd: int, node: DeviceNode) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _set_permissions(node_fd: int, permissions: _Permissions) -> None:
-    """chown and chmod what the descriptor holds.
-
-    That is a device node, as was checked, so the link in /proc leads to nothing else.
-    """
-    link = Path(f"/proc/self/fd/{node_fd}")
-    os.chown(link, permissions.uid, permissions.gid)
-    link.chmod(permissions.mode)
-
-
-def _permissions(container: Container, node: DeviceNode, root: Path) -> _Permissions:
-    """Return what the allocation says, else the node's mode and the container's user (CDI)."""
-    mode = on_node(node.host_path, root).st_mode if node.mode is None else node.mode
-    uid, gid = _user(container)
-    return _Permissions(
-        mode=stat.S_IMODE(mode) & _PERMISSIONS,
-        uid=uid if node.uid is None else node.uid,
-        gid=gid if node.gid is None else node.gid,
-    )
 
 
 def on_node(host_path: str, root: Path) -> os.stat_result:
@@ -212,16 +254,6 @@ def number_on_node(host_path: str, root: Path) -> DeviceNumber | None:
             return None
         raise
     return from_file(found.st_mode, found.st_rdev)
-
-
-def _user(container: Container) -> tuple[int, int]:
-    """Return uid and gid of the container's main process. Raises TargetNotRunning."""
-    try:
-        status = lines_of(f"/proc/{container.init_pid}/status")
-    finally:
-        container.check()  # else it may have been another process's
-    lines = dict(line.split(":\t", 1) for line in status if ":\t" in line)
-    return int(lines["Uid"].split()[0]), int(lines["Gid"].split()[0])
 
 
 def _checked(node: DeviceNode) -> PurePosixPath:
@@ -249,7 +281,7 @@ def _make_directory(places: Places, path: PurePosixPath, made: set[str]) -> int:
     with suppress(FileNotFoundError):
         return _open_directory(places, path)
     with closing(_make_directory(places, path.parent, made)) as parent_fd:
-        _check_is_private(places, parent_fd, path)
+        check_is_private(places, facts_of(parent_fd), path)
         with suppress(FileExistsError):
             os.mkdir(path.name, _DIRECTORY_MODE, dir_fd=parent_fd)
             made.add(str(path))
@@ -267,12 +299,3 @@ def _open_directory(places: Places, path: PurePosixPath) -> int:
         if error.errno in {errno.ELOOP, errno.ENOTDIR}:
             raise PathConflict(f"{path} is not a directory, or leads over a symlink") from error
         raise
-
-
-def _check_is_private(places: Places, directory_fd: int, path: PurePosixPath) -> None:
-    device = facts_of(directory_fd).device
-    with closing(_open_directory(places, _DEV)) as dev_fd:
-        if device != facts_of(dev_fd).device:
-            raise UnsupportedRuntime(f"{path} would be made on a volume")
-    if device == HOST_DEV.stat().st_dev:
-        raise UnsupportedRuntime(f"{path} would be made in the node's own /dev")

@@ -14,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from devicemount_agent.errors import NotAllowed, PathConflict, TargetNotRunning, UnsupportedRuntime
@@ -21,11 +22,12 @@ from devicemount_agent.graft import shape
 from devicemount_agent.graft.mountinfo import (
     Mounted,
     by_id,
-    mount_with,
+    mounts_in,
     mounts_of,
     served_above,
 )
 from devicemount_agent.graft.target import Container
+from devicemount_agent.graft.users import OF_NODE, Ids, ids_of
 from devicemount_agent.kernel.files import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
@@ -36,6 +38,7 @@ from devicemount_agent.kernel.files import (
     facts_of,
     openat2,
 )
+from devicemount_agent.kernel.making import make_directory, make_file, make_symlink
 from devicemount_agent.kernel.mount import MOUNT_ATTR_RDONLY, cloning_directory, mount_setattr
 from devicemount_agent.kernel.namespace import descriptors_within
 from devicemount_agent.model import PodUID
@@ -54,13 +57,27 @@ class Places:
 
     def __init__(self, container: Container) -> None:
         """Read the mounts. Raises TargetNotRunning."""
-        self._container = container
+        self.container = container
         self._process = Path(f"/proc/{container.init_pid}")
         try:
-            self.mounts = mounts_of(self._process)
+            self.mounts = mounts_in(container.pidfd)
         except OSError as error:
             raise TargetNotRunning(f"container {container.id[:12]} has ended") from error
         container.check()  # else they may have been another process's
+
+    @cached_property
+    def ids(self) -> Ids:
+        """What the container's users and groups are on the node."""
+        return ids_of(self.container) if self.has_own_users else OF_NODE
+
+    @cached_property
+    def has_own_users(self) -> bool:
+        """Whether the container has a user namespace of its own: no device node works that is made
+        on a file system of such a one.
+        """
+        users = (self._process / "ns/user").readlink()
+        self.container.check()
+        return users != (shape.NODE_PROCESS / "ns/user").readlink()
 
     # ---- where
 
@@ -119,40 +136,42 @@ class Places:
 
     def make_file(self, path: PurePosixPath) -> None:
         """Make an empty file, with the directories above it. One that is there is left."""
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC
         with self._writable(path) as directory_fd, suppress(FileExistsError):
-            os.close(os.open(path.name, flags, _FILE_MODE, dir_fd=directory_fd))
+            make_file(directory_fd, path.name, _FILE_MODE, owner=self.ids.root())
 
     def make_directory(self, path: PurePosixPath) -> None:
         """Make a directory, with those above it. One that is there is left."""
         with self._writable(path) as directory_fd, suppress(FileExistsError):
-            os.mkdir(path.name, _DIRECTORY_MODE, dir_fd=directory_fd)
+            make_directory(directory_fd, path.name, _DIRECTORY_MODE, owner=self.ids.root())
 
     def make_link(self, path: PurePosixPath, target: str) -> None:
         """Make a symlink, with the directories above it. Raises PathConflict."""
         with self._writable(path) as directory_fd:
             try:
-                os.symlink(target, path.name, dir_fd=directory_fd)
+                make_symlink(target, directory_fd, path.name, owner=self.ids.root())
             except FileExistsError as error:
                 raise PathConflict(f"{path} was made by somebody else meanwhile") from error
 
     def remove_file(self, path: PurePosixPath) -> None:
         """Remove an empty file of root's, as we make them. Anything else is left."""
-        with self._there(path) as (fd, directory_fd):
-            facts = facts_of(fd)
-            is_ours = stat.S_ISREG(facts.mode) and facts.uid == 0 and facts.size_bytes == 0
-            if is_ours and not facts.is_mount_root:
+        with self.there(path) as (fd, directory_fd):
+            if self.is_point(facts_of(fd)):
                 os.unlink(path.name, dir_fd=directory_fd)
+
+    def is_point(self, facts: FileFacts) -> bool:
+        """Tell whether it is what `make_file` makes, with nothing mounted over it."""
+        is_ours = stat.S_ISREG(facts.mode) and facts.uid == self.ids.root()[0]
+        return is_ours and facts.size_bytes == 0 and not facts.is_mount_root
 
     def remove_link(self, path: PurePosixPath, target: str) -> None:
         """Remove a symlink that still says this. Anything else is left."""
-        with self._there(path) as (fd, directory_fd):
+        with self.there(path) as (fd, directory_fd):
             if link_of(fd) == target:
                 os.unlink(path.name, dir_fd=directory_fd)
 
     def remove_directory(self, path: PurePosixPath) -> None:
         """Remove an empty directory. Anything else is left."""
-        with self._there(path) as (_, directory_fd):
+        with self.there(path) as (_, directory_fd):
             try:
                 os.rmdir(path.name, dir_fd=directory_fd)
             except OSError as error:
@@ -197,11 +216,11 @@ class Places:
         """Open on the root's own mount, or step by step where another one is on the way."""
         try:
             resolve = _RESOLVE | RESOLVE_NO_XDEV
-            return openat2(self._container.root_fd, str(path), flags=flags, resolve=resolve)
+            return openat2(self.container.root_fd, str(path), flags=flags, resolve=resolve)
         except OSError as error:
             if error.errno != errno.EXDEV:
                 raise
-        fd = os.dup(self._container.root_fd)
+        fd = os.dup(self.container.root_fd)
         for part in (*reversed(path.parents[:-1]), path):
             with closing(fd):
                 above = facts_of(fd).mount_id
@@ -220,7 +239,7 @@ class Places:
             mount_id = facts_of(fd).mount_id
             if mount_id == above:
                 return
-            mounted = mount_with(self._process, mount_id)
+            mounted = by_id(mounts_in(self.container.pidfd), mount_id)
             if mounted is None or mounted.is_served():
                 raise UnsupportedRuntime(f"{path} leads over a mount that has just been made")
         except BaseException:
@@ -228,7 +247,7 @@ class Places:
             raise
 
     @contextmanager
-    def _there(self, path: PurePosixPath) -> Iterator[tuple[int, int]]:
+    def there(self, path: PurePosixPath) -> Iterator[tuple[int, int]]:
         """Open what stands there and its directory, to be written to. Raises FileNotFoundError.
 
         Raises UnsupportedRuntime on an emptyDir: what another container of the pod has mounted over
@@ -281,7 +300,7 @@ class Places:
                 yield fd
                 return
             calls = [cloning_directory(fd)]
-            (copy_fd,) = descriptors_within(self._container.pidfd, calls, path=str(directory))
+            (copy_fd,) = descriptors_within(self.container.pidfd, calls, path=str(directory))
             with closing(copy_fd):
                 mount_setattr(copy_fd, clears=MOUNT_ATTR_RDONLY)
                 try:
@@ -301,7 +320,7 @@ class Places:
     def _check_is_own(self, facts: FileFacts, path: PurePosixPath) -> None:
         """Raise UnsupportedRuntime where what is made would be there for others."""
         mounted = self.mount_of(facts, path)
-        if is_private(mounted) or is_empty_dir(mounted, self._container.pod_uid):
+        if is_private(mounted) or is_empty_dir(mounted, self.container.pod_uid):
             return
         raise UnsupportedRuntime(
             f"something would have to be made in {path}, on the volume {mounted.point}:"

@@ -2,23 +2,26 @@
 """Which containers can be grafted into. What cannot be is named, so that nobody waits for it."""
 
 import os
-from pathlib import Path
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
 
 from devicemount_agent.errors import UnsupportedRuntime
+from devicemount_agent.graft.mountinfo import Mounted, mounts_in
 from devicemount_agent.graft.target import Container
 from devicemount_agent.kernel.files import (
     RESOLVE_IN_ROOT,
     RESOLVE_NO_MAGICLINKS,
     RESOLVE_NO_SYMLINKS,
     closing,
-    lines_of,
+    facts_of,
     openat2,
 )
 
 NODE_PROCESS = Path("/proc/1")  # the agent sees the node's processes (hostPID)
+HOST_DEV = Path("/dev")
+_DEV = PurePosixPath("/dev")
 
 # What CRI calls the container's process is then a virtual machine or a kernel in user space.
-_SERVED = ("fuse", "nfs", "9p", "ceph", "cifs", "smb", "virtiofs")
 _SANDBOXES = ("qemu", "cloud-hypervisor", "firecracker", "stratovirt", "crosvm", "runsc")
 
 
@@ -26,34 +29,50 @@ def supported(container: Container) -> None:
     """Raise UnsupportedRuntime, naming it, for a shape that the agent does not graft into."""
     process = Path(f"/proc/{container.init_pid}")
     try:
-        program = (process / "exe").readlink().name
-        mounts, users = _namespaces(process)
+        program = (process / "exe").readlink().name.removeprefix("memfd:")
+        mounts = (process / "ns/mnt").readlink()
     finally:
         container.check()  # else it was another process's
-    node_mounts, node_users = _namespaces(NODE_PROCESS)
+    node_mounts = (NODE_PROCESS / "ns/mnt").readlink()
     if program.startswith(_SANDBOXES):
         raise UnsupportedRuntime(f"its process is {program}: a sandboxed runtime")
     if mounts == node_mounts:
         raise UnsupportedRuntime("its process has the node's own mount namespace: a VM runtime")
-    if users != node_users:
-        raise UnsupportedRuntime("it has a user namespace of its own (hostUsers: false)")
-    _check_file_systems(process)
+    _check_users(process, container)
+    seen = mounts_in(container.pidfd)
+    _check_file_systems(seen)
+    if not container.runtime.is_known():
+        _check_sees(seen, container.mounts)
     container.check()
     _check_dev(container)
 
 
-def _namespaces(process: Path) -> tuple[Path, Path]:
-    return (process / "ns/mnt").readlink(), (process / "ns/user").readlink()
+def _check_users(process: Path, container: Container) -> None:
+    """Refuse mounts that the main process made itself: any volume could be its root there."""
+    own = (process / "ns/user").readlink() != (NODE_PROCESS / "ns/user").readlink()
+    container.check()
+    if own and container.runtime.has_own_users is False:
+        raise UnsupportedRuntime("its main process has made a user namespace of its own")
 
 
-def _check_file_systems(process: Path) -> None:
+def _check_file_systems(mounts: Iterable[Mounted]) -> None:
     """Refuse, before any path below /dev is walked, what a server may answer never: it may be the
     tenant's own, and would hang whoever asks."""
-    for line in lines_of(process / "mountinfo"):
-        place, _, system = line.partition(" - ")
-        point, kind = place.split(" ")[4], system.split(" ")[0]
-        if (point == "/dev" or point.startswith("/dev/")) and kind.startswith(_SERVED):
-            raise UnsupportedRuntime(f"its {point} is a {kind} file system")
+    for mounted in mounts:
+        if _DEV in (mounted.point, *mounted.point.parents) and mounted.is_served():
+            raise UnsupportedRuntime(f"its {mounted.point} is a {mounted.kind} file system")
+
+
+def _check_sees(seen: Iterable[Mounted], mounts: frozenset[str]) -> None:
+    """Refuse a process that has nothing of what the kubelet had mounted into the container.
+
+    One that is there is enough: an image may have symlinks on the way to others.
+    """
+    points = {str(mounted.point) for mounted in seen}
+    if mounts and not mounts & points:
+        raise UnsupportedRuntime(
+            f"its process does not see {min(mounts)}, as the container does: a VM runtime"
+        )
 
 
 def _check_dev(container: Container) -> None:
@@ -63,8 +82,6 @@ def _check_dev(container: Container) -> None:
     except OSError as error:
         raise UnsupportedRuntime(f"its /dev is no plain directory: {error.strerror}") from error
     with closing(fd):
-        flags = os.fstatvfs(fd).f_flag
-    if flags & os.ST_NODEV:
-        raise UnsupportedRuntime("its /dev is mounted nodev")
-    if flags & os.ST_RDONLY:
-        raise UnsupportedRuntime("its /dev is read-only")
+        device = facts_of(fd).device
+    if device == HOST_DEV.stat().st_dev:
+        raise UnsupportedRuntime("its /dev is the node's own (a hostPath volume)")

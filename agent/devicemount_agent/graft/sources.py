@@ -22,7 +22,7 @@ from devicemount_agent.kernel.files import (
     facts_of,
     openat2,
 )
-from devicemount_agent.kernel.mount import cloning_tree, mount_setattr
+from devicemount_agent.kernel.mount import MOUNT_ATTR_NODEV, cloning_tree, mount_setattr
 from devicemount_agent.kernel.namespace import descriptors_of, descriptors_within
 from devicemount_agent.model import Bound
 
@@ -42,7 +42,7 @@ class Sources:
     def facts(self, host_path: str) -> FileFacts:
         """Return what stands there. Raises AllocationUnknown, NotAllowed."""
         with closing(self._opened(host_path)) as fd:
-            return _facts(fd, host_path)
+            return self._facts(fd, host_path)
 
     def trees(self, bounds: Sequence[Bound]) -> tuple[int, ...]:
         """Return an unattached private mount of each, with its attributes; the caller closes them.
@@ -52,7 +52,7 @@ class Sources:
         with ExitStack() as stack:
             found = {b: stack.enter_context(closing(self._opened(b.host_path))) for b in bounds}
             for bound, fd in found.items():
-                if not is_it(_facts(fd, bound.host_path), bound):
+                if not is_it(self._facts(fd, bound.host_path), bound):
                     raise AllocationUnknown(f"{bound.host_path} on the node is another file now")
             trees = stack.enter_context(ExitStack())  # closes them unless all went well
             copies: dict[Bound, int] = {}
@@ -63,7 +63,9 @@ class Sources:
                     trees.callback(os.close, fd)
                     copies[bound] = fd
             for bound, fd in copies.items():
-                mount_setattr(fd, sets=bound.attributes)
+                carries_devices = not bound.attributes & MOUNT_ATTR_NODEV
+                clears = MOUNT_ATTR_NODEV if carries_devices else 0  # where the agent's files are
+                mount_setattr(fd, sets=bound.attributes, clears=clears)
             trees.pop_all()
         return tuple(copies[bound] for bound in bounds)
 
@@ -92,15 +94,15 @@ class Sources:
     def _is_own(self, host_path: str) -> bool:
         return Path(host_path).is_relative_to(self._own)
 
-
-def _facts(fd: int, host_path: str) -> FileFacts:
-    facts = facts_of(fd)
-    kind = stat.S_IFMT(facts.mode)
-    if kind == stat.S_IFLNK:
-        raise AllocationUnknown(f"{host_path} on the node has become a symlink")
-    if kind not in {stat.S_IFREG, stat.S_IFDIR, stat.S_IFSOCK}:
-        raise NotAllowed(f"{host_path} on the node is no file, directory or socket")
-    return facts
+    def _facts(self, fd: int, host_path: str) -> FileFacts:
+        facts = facts_of(fd)
+        kind = stat.S_IFMT(facts.mode)
+        if kind == stat.S_IFLNK:
+            raise AllocationUnknown(f"{host_path} on the node has become a symlink")
+        is_own_device = kind in {stat.S_IFCHR, stat.S_IFBLK} and self._is_own(host_path)
+        if kind not in {stat.S_IFREG, stat.S_IFDIR, stat.S_IFSOCK} and not is_own_device:
+            raise NotAllowed(f"{host_path} on the node is no file, directory or socket")
+        return facts
 
 
 def is_it(facts: FileFacts, bound: Bound) -> bool:

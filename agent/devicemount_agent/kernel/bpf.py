@@ -8,12 +8,13 @@ were told.
 
 import ctypes
 import errno
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from devicemount_agent.kernel.syscall import Buffer, number, syscall
+from devicemount_agent.kernel.syscall import Buffer, made, number, prepared, syscall
 
 SYS_BPF = number(x86_64=321, aarch64=280)
 
@@ -25,14 +26,19 @@ BPF_F_ALLOW_OVERRIDE = 1
 BPF_F_ALLOW_MULTI = 2
 BPF_F_REPLACE = 4
 BPF_F_NO_PREALLOC = 1
+BPF_F_QUERY_EFFECTIVE = 1
 
 MAX_PROGRAMS = 64  # the kernel's own limit per cgroup and attach type
+MAX_EFFECTIVE = 256  # of a cgroup and all above it: a few at each level
 _ATTR_BUFFER_BYTES = 256
 _ATTR_SIZE_BYTES = 128
 _NAME_BYTES = 16
 _PROG_INFO_BYTES = 232
 _MAP_INFO_BYTES = 88
 _LOG_BYTES = 65536
+_QUERY = struct.Struct("<IIIIQI")  # target, attach type, how, its flags (out), ids, their count
+_COUNT = struct.Struct("<I")
+_COUNT_OFFSET = 24  # of query.prog_cnt: room on the way in, programs on the way out
 _LOAD_ATTEMPTS = 30  # EAGAIN: the verifier was interrupted by a signal
 
 
@@ -78,12 +84,41 @@ class MapInfo:
 
 def prog_query(cgroup_fd: int) -> Query:
     ids = (ctypes.c_uint32 * MAX_PROGRAMS)()
-    attr = struct.pack(
-        "<IIIIQI", cgroup_fd, BPF_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), MAX_PROGRAMS
-    )
+    attr = _QUERY.pack(cgroup_fd, BPF_CGROUP_DEVICE, 0, 0, ctypes.addressof(ids), MAX_PROGRAMS)
     _, out = _bpf(Command.PROG_QUERY, attr)
-    flags, count = struct.unpack_from("<I", out, 12)[0], struct.unpack_from("<I", out, 24)[0]
+    (flags,), (count,) = struct.unpack_from("<I", out, 12), _COUNT.unpack_from(out, _COUNT_OFFSET)
     return Query(program_ids=tuple(ids[:count]), flags=flags)
+
+
+class EffectivePrograms:
+    """Asks which device programs run for a cgroup, those of all cgroups above it included.
+
+    Made to be asked over and over, by one thread at a time: nothing is made anew for a question.
+    """
+
+    def __init__(self) -> None:
+        self._ids = ctypes.create_string_buffer(4 * MAX_EFFECTIVE)
+        self._attr = ctypes.create_string_buffer(_ATTR_BUFFER_BYTES)
+        self._call = prepared(SYS_BPF, Command.PROG_QUERY, self._attr, _ATTR_SIZE_BYTES)
+        self._ids_at = ctypes.addressof(self._ids)
+
+    def of(self, cgroup_fd: int) -> bytes:
+        """Return their ids as the kernel writes them, to be compared. Raises OSError."""
+        _QUERY.pack_into(
+            self._attr,
+            0,
+            cgroup_fd,
+            BPF_CGROUP_DEVICE,
+            BPF_F_QUERY_EFFECTIVE,
+            0,
+            self._ids_at,
+            MAX_EFFECTIVE,
+        )
+        result = made(self._call)
+        if result < 0:
+            raise OSError(-result, os.strerror(-result), "bpf prog_query")
+        (count,) = _COUNT.unpack_from(self._attr, _COUNT_OFFSET)
+        return ctypes.string_at(self._ids_at, 4 * count)
 
 
 def prog_attach(cgroup_fd: int, prog_fd: int, *, flags: int, replaced_fd: int) -> None:

@@ -18,8 +18,10 @@ from devicemount_agent.kernel.syscall import number, syscall
 
 SYS_OPENAT2 = number(x86_64=437, aarch64=437)
 SYS_STATFS = number(x86_64=137, aarch64=43)
+SYS_FALLOCATE = number(x86_64=285, aarch64=47)
 SYS_STATX = number(x86_64=332, aarch64=291)
 
+FALLOC_FL_KEEP_SIZE = 0x1
 AT_STATX_DONT_SYNC = ctypes.c_long(0x4000)
 AT_EMPTY_PATH = 0x1000
 STATX_TYPE = ctypes.c_long(0x1)
@@ -118,6 +120,15 @@ def regular_file(path: str | Path, *, flags: int = 0) -> Iterator[int]:
         yield fd
 
 
+def reserve(fd: int, *, offset: int, length_bytes: int) -> None:
+    """Take room on the disk for what will be written there; the file grows only by writing.
+
+    Raises OSError: ENOSPC, or EOPNOTSUPP where the file system cannot.
+    """
+    how = FALLOC_FL_KEEP_SIZE
+    syscall(SYS_FALLOCATE, fd, how, offset, length_bytes, path=f"descriptor {fd}")
+
+
 def beginning_of(fd: int, *, limit_bytes: int) -> bytes:
     """Return what stands in a file from here on, at most so much."""
     with os.fdopen(os.dup(fd), "rb") as file:
@@ -147,6 +158,23 @@ def device_files(directory: str) -> Iterator[tuple[str, int, int]]:
                     yield name, mode, os.makedev(major, minor)
 
 
+def links_in(directory: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, where it leads) of the links in a directory of /proc: no file's server is asked.
+
+    Nothing when the process has ended.
+    """
+    try:
+        directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with closing(directory_fd):
+            with os.scandir(directory_fd) as entries:
+                names = [entry.name for entry in entries]
+            for name in names:
+                with suppress(FileNotFoundError):  # closed meanwhile
+                    yield name, os.readlink(name, dir_fd=directory_fd)
+    except (FileNotFoundError, ProcessLookupError):
+        return
+
+
 def lines_of(path: str | Path) -> list[str]:
     """Return the lines of a file of /proc.
 
@@ -154,7 +182,14 @@ def lines_of(path: str | Path) -> list[str]:
     escapes no other line end in them, and text mode and splitlines() know several. Bytes that are
     no UTF-8 stay as surrogates. Raises OSError.
     """
-    text = Path(path).read_bytes().decode("utf-8", "surrogateescape")
+    with closing(os.open(path, os.O_RDONLY | os.O_CLOEXEC)) as fd:
+        return lines_from(fd)
+
+
+def lines_from(fd: int) -> list[str]:
+    """The same of one that is open."""
+    with os.fdopen(os.dup(fd), "rb") as file:
+        text = file.read().decode("utf-8", "surrogateescape")
     return text.removesuffix("\n").split("\n")
 
 

@@ -5,20 +5,36 @@ Started in a mount namespace of its own; with a root it becomes what a container
 """
 
 import ctypes
+import itertools
 import json
 import mmap
 import os
 import pathlib
+import resource
+import shutil
+import signal
+import socket
 import sys
 import threading
+import time
 
 HERE = -100  # AT_FDCWD
 CLONE_FILES = 0x400
+CLONE_NEWNS = 0x20000
+CLONE_NEWUSER = 0x10000000
 RENAME_EXCHANGE = 2
+MNT_DETACH = 2
+MS_MOVE = 0x2000
 SYS_EXIT = 60
+SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 425, 427
+IORING_REGISTER_FILES = 2
+PR_SET_PDEATHSIG = 1
+SIG_IGN = 1
 libc = ctypes.CDLL(None, use_errno=True)
 kept: list[object] = []
 main_thread_ends = threading.Event()
+opening_ends = threading.Event()
+opened = {"allowed": 0, "refused": 0, "forbidden": 0}
 
 
 def check(result: int) -> None:
@@ -41,6 +57,14 @@ def mount_silent_server(target: str, fd: int, mode: str) -> None:
     check(libc.mount(b"silent", target.encode(), b"fuse", 0, data))
 
 
+def make_directory(path: str) -> None:
+    pathlib.Path(path).mkdir()
+
+
+def make_file(path: str) -> None:
+    pathlib.Path(path).touch()
+
+
 def unmount(target: str) -> None:
     check(libc.umount2(target.encode(), 0))
 
@@ -48,6 +72,13 @@ def unmount(target: str) -> None:
 def chroot(root: str) -> None:
     os.chroot(root)
     os.chdir("/")
+
+
+def enter_root(root: str) -> None:
+    """Make a mount the root of this mount namespace too, as a runtime does."""
+    os.chdir(root)
+    mount(".", "/", "", MS_MOVE)
+    chroot(".")
 
 
 def open_file(path: str, flags: int) -> int:
@@ -78,6 +109,70 @@ def open_in_thread(path: str) -> None:
     assert opened.wait(5)
 
 
+def fork_child() -> int:
+    """Leave a child behind that has what this process has, in a session of its own."""
+    pid = os.fork()
+    if pid == 0:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.setsid()
+        while True:
+            time.sleep(3600)
+    return pid
+
+
+def keep_moving(for_s: int) -> None:
+    """Leave a child behind that has what this process has, and goes on in a child of its own."""
+    end_s = time.monotonic() + for_s
+    if os.fork() == 0:
+        os.setsid()
+        while time.monotonic() < end_s:
+            if os.fork():
+                os._exit(0)
+        os._exit(0)
+
+
+def put_in_flight(fd: int) -> None:
+    """Send a descriptor to a socket of one's own, and close it."""
+    sender, receiver = socket.socketpair()
+    socket.send_fds(sender, [b"x"], [fd])
+    os.close(fd)
+    kept.extend((sender, receiver))
+
+
+def receive_from_flight() -> int:
+    receiver = kept[-1]
+    assert isinstance(receiver, socket.socket)
+    return socket.recv_fds(receiver, 1, 1)[1][0]
+
+
+def register_file(fd: int) -> None:
+    """Register a descriptor with io_uring, and close it."""
+    ring = libc.syscall(SYS_IO_URING_SETUP, 1, ctypes.create_string_buffer(120))
+    check(ring)
+    files = (ctypes.c_int * 1)(fd)
+    check(libc.syscall(SYS_IO_URING_REGISTER, ring, IORING_REGISTER_FILES, files, 1))
+    os.close(fd)
+
+
+def open_many(path: str, count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, count + 100))
+    for _ in range(count):
+        os.open(path, os.O_RDONLY)
+
+
+def keep_writing(fd: int) -> None:
+    def run() -> None:
+        while True:
+            os.pwrite(fd, b"x", 0)
+            time.sleep(0.001)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def ignore_term() -> None:
+    libc.signal(signal.SIGTERM, SIG_IGN)
+
+
 def keep_exchanging(one: str, other: str) -> None:
     """Swap two names, in one step each time, until the end."""
 
@@ -86,6 +181,78 @@ def keep_exchanging(one: str, other: str) -> None:
             libc.renameat2(HERE, one.encode(), HERE, other.encode(), RENAME_EXCHANGE)
 
     threading.Thread(target=run, daemon=True).start()
+
+
+def mount_proc(target: str) -> None:
+    pathlib.Path(target).mkdir()
+    mount("proc", target, "proc", 0)
+
+
+def keep_swapping(path: str, *led_to: str) -> None:
+    """Be now a directory, now a link, a pipe or a mount at that path, until the end."""
+    place, other = pathlib.Path(path), pathlib.Path(f"{path}.else")
+
+    def clear(name: pathlib.Path) -> None:
+        if name.is_symlink() or not name.is_dir():
+            name.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(name, ignore_errors=True)
+
+    def exchange() -> None:
+        libc.renameat2(HERE, bytes(place), HERE, bytes(other), RENAME_EXCHANGE)
+
+    def swap(turn: int, pause_s: float) -> None:
+        exotic = turn % (len(led_to) + 2)
+        if exotic > len(led_to):
+            libc.mount(b"tmpfs", bytes(place), b"tmpfs", 0, None)
+            time.sleep(pause_s)
+            libc.umount2(bytes(place), MNT_DETACH)
+            return
+        if exotic == len(led_to):
+            os.mkfifo(other)
+        else:
+            other.symlink_to(led_to[exotic])
+        exchange()
+        time.sleep(pause_s)
+        exchange()
+        clear(other)
+
+    def run() -> None:
+        place.mkdir()
+        for turn in itertools.count():
+            swap(turn, turn % 7 * 0.0004)
+            time.sleep(turn % 11 * 0.001)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def keep_opening(allowed: list[str], forbidden: list[str]) -> None:
+    """Open all of them in turn, without a pause, and count what should not be."""
+
+    def run() -> None:
+        while not opening_ends.is_set():
+            for path in allowed:
+                try:
+                    os.close(os.open(path, os.O_RDONLY))
+                except OSError:
+                    opened["refused"] += 1
+                opened["allowed"] += 1
+            for path in forbidden:
+                try:
+                    os.close(os.open(path, os.O_RDONLY))
+                except PermissionError:
+                    continue
+                opened["forbidden"] += 1
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def end_opening() -> None:
+    opening_ends.set()
+
+
+def count_opened(what: str) -> int:
+    return opened[what]
 
 
 def end_main_thread() -> None:
@@ -103,13 +270,29 @@ COMMANDS = {
         join,
         mount,
         mount_silent_server,
+        make_directory,
+        make_file,
         unmount,
         chroot,
+        enter_root,
         open_file,
         close,
         map_file,
         open_in_thread,
+        fork_child,
+        keep_moving,
+        put_in_flight,
+        receive_from_flight,
+        register_file,
+        open_many,
+        keep_writing,
+        ignore_term,
         keep_exchanging,
+        keep_swapping,
+        keep_opening,
+        end_opening,
+        count_opened,
+        mount_proc,
         end_main_thread,
         become,
     )
@@ -128,6 +311,17 @@ def serve() -> None:
     os._exit(0)
 
 
+def enter_users() -> None:
+    """Enter a user namespace, and one of mounts that belongs to it; become its root."""
+    check(libc.unshare(CLONE_NEWUSER | CLONE_NEWNS))
+    sys.stdout.write("unmapped\n")
+    sys.stdout.flush()
+    sys.stdin.readline()
+    become(0, 0)
+
+
+if sys.argv[1:]:
+    enter_users()
 threading.Thread(target=serve).start()
 main_thread_ends.wait()
 libc.syscall(SYS_EXIT, 0)  # this thread only

@@ -10,11 +10,12 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from devicemount_agent.container.cgroup import Cgroup, CgroupVersion, container_cgroup
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts
 from devicemount_agent.errors import TargetNotRunning
 from devicemount_agent.kernel import pidfd
 from devicemount_agent.kernel.files import closing
@@ -23,12 +24,14 @@ from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
 from . import programs
 from .waiting import until
 
+FREEZER = Path("/sys/fs/cgroup/freezer")
 HIERARCHIES = {
     CgroupVersion.V1: Path("/sys/fs/cgroup/devices"),
     CgroupVersion.V2: Path("/sys/fs/cgroup/unified"),
 }
 NULL = DeviceNumber("c", 1, 3)
 MS_NODEV, MS_RDONLY = 4, 1
+FIRST_ID = 100000  # on the node: of a container with a user namespace of its own
 ACTOR = Path(__file__).with_name("actor.py")
 
 
@@ -82,9 +85,9 @@ class Actor:
 
 
 @contextmanager
-def actor(*, pass_fds: tuple[int, ...] = ()) -> Iterator[Actor]:
+def actor(*, pass_fds: tuple[int, ...] = (), own_users: bool = False) -> Iterator[Actor]:
     process = subprocess.Popen(
-        ["unshare", "--mount", sys.executable, ACTOR],
+        ["unshare", "--mount", sys.executable, ACTOR, *(["own-users"] if own_users else [])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         pass_fds=pass_fds,
@@ -92,6 +95,8 @@ def actor(*, pass_fds: tuple[int, ...] = ()) -> Iterator[Actor]:
     )
     started = Actor(process)
     try:
+        if own_users:
+            map_users(started)
         yield started
     finally:
         started.end()
@@ -108,6 +113,8 @@ class Box:
     root_fd: int
     cgroup: Cgroup
     inside: "Actor | StandIn"
+    runtime: RuntimeFacts = UNKNOWN
+    mounts: frozenset[str] = frozenset()
 
     @property
     def init_pid(self) -> int:
@@ -174,6 +181,7 @@ class Lab:
         pod_uid: PodUID | None = None,
         dev_flags: int = 0,
         below: str = "",
+        own_users: bool = False,
         pass_fds: tuple[int, ...] = (),
         restrict: Callable[[Path], None] | None = None,
     ) -> Box:
@@ -186,9 +194,11 @@ class Lab:
         (restrict or self.allow_null_only)(cgroup)
         leaf = cgroup / below
         self.make(leaf)
-        inside = self.stack.enter_context(actor(pass_fds=pass_fds))
-        inside.tell("join", str(leaf / "cgroup.procs"))
-        self.enter_root(inside, dev_flags=dev_flags)
+        inside = self.stack.enter_context(actor(pass_fds=pass_fds, own_users=own_users))
+        (leaf / "cgroup.procs").write_text(str(inside.pid))
+        root = Path("/tmp") if own_users else self.scratch / f"root-{inside.pid}"
+        root.mkdir(exist_ok=True)  # in its own mounts only: others' are out of its reach
+        enter_root(inside, root, dev_flags=dev_flags)
         return Box(
             id=container_id,
             pod_uid=pod,
@@ -202,15 +212,6 @@ class Lab:
             ),
             inside=inside,
         )
-
-    def enter_root(self, inside: Actor, *, dev_flags: int) -> None:
-        root = self.scratch / f"root-{inside.pid}"
-        root.mkdir()
-        inside.tell("mount", "tmpfs", str(root), "tmpfs", 0)
-        seen = Path(f"/proc/{inside.pid}/root{root}")
-        (seen / "dev").mkdir()
-        inside.tell("mount", "tmpfs", str(root / "dev"), "tmpfs", dev_flags)
-        inside.tell("chroot", str(root))
 
     def make(self, cgroup: Path) -> None:
         """Make a cgroup and those above it, which go in reverse order."""
@@ -231,6 +232,23 @@ class Lab:
     def keep(self, fd: int) -> int:
         """Keep a descriptor until the end of the test, as systemd keeps that of its programs."""
         return self.stack.enter_context(closing(fd))
+
+
+def enter_root(inside: Actor, root: Path, *, dev_flags: int) -> None:
+    inside.tell("mount", "tmpfs", str(root), "tmpfs", 0)
+    inside.tell("make_directory", str(root / "dev"))
+    inside.tell("mount", "tmpfs", str(root / "dev"), "tmpfs", dev_flags)
+    inside.tell("enter_root", str(root))
+
+
+def map_users(inside: Actor) -> None:
+    """Make it root of its user namespace, and of a mount namespace of that: hostUsers: false."""
+    assert inside.process.stdin and inside.process.stdout
+    assert inside.process.stdout.readline() == "unmapped\n"
+    for name in ("uid_map", "gid_map"):
+        Path(f"/proc/{inside.pid}/{name}").write_text(f"0 {FIRST_ID} 65536\n")
+    inside.process.stdin.write("mapped\n")
+    inside.process.stdin.flush()
 
 
 def remove(cgroup: Path) -> None:
@@ -255,3 +273,26 @@ def lab(version: CgroupVersion, scratch: Path) -> Iterator[Lab]:
         made = Lab(version=version, scratch=scratch, top=top, stack=stack)
         made.make(top)
         yield made
+
+
+@contextmanager
+def in_freezer(box: Box) -> Iterator[Path]:
+    """Give a container of cgroup v1 its cgroup in the hierarchy that freezes, as runtimes do."""
+    pod = FREEZER / box.cgroup.path.relative_to(box.cgroup.hierarchy).parent
+    own = pod / box.id
+    own.mkdir(parents=True)
+    (own / "cgroup.procs").write_text(str(box.init_pid))
+    try:
+        yield own
+    finally:
+        thaw(own)
+        for pid in (own / "cgroup.procs").read_text().split():
+            with suppress(ProcessLookupError):
+                (FREEZER / "cgroup.procs").write_text(pid)
+        for made in (own, pod, pod.parent):
+            remove(made)
+
+
+def thaw(own: Path) -> None:
+    is_v1 = (own / "freezer.state").exists()
+    (own / ("freezer.state" if is_v1 else "cgroup.freeze")).write_text("THAWED" if is_v1 else "0")

@@ -82,13 +82,25 @@ def attach_again(cgroup: Path, prog_fd: int) -> None:
     )
 
 
-def attach_alone(cgroup: Path, instructions: bytes) -> int:
+def detach(cgroup: Path, prog_fd: int) -> None:
+    """Detach a program that its owner still has. Raises FileNotFoundError."""
+    with closing(os.open(cgroup, os.O_RDONLY | os.O_DIRECTORY)) as cgroup_fd:
+        bpf.prog_detach(cgroup_fd, prog_fd)
+
+
+def detach_all(cgroup: Path) -> None:
+    for info in attached(cgroup):
+        with closing(bpf.prog_get_fd_by_id(info.id)) as prog_fd:
+            detach(cgroup, prog_fd)
+
+
+def attach_alone(cgroup: Path, instructions: bytes, *, flags: int = 0) -> int:
     """Attach a program as the only one that this cgroup may have."""
     prog_fd = bpf.prog_load(instructions, is_gpl=False, name="")
     _call(
         cgroup,
         PROG_ATTACH,
-        lambda cgroup_fd: struct.pack("<IIII", cgroup_fd, prog_fd, bpf.BPF_CGROUP_DEVICE, 0),
+        lambda cgroup_fd: struct.pack("<IIII", cgroup_fd, prog_fd, bpf.BPF_CGROUP_DEVICE, flags),
     )
     return prog_fd
 

@@ -118,9 +118,14 @@ def test_a_program_on_a_cgroup_below_is_wrapped_too(v2: Lab, vcsa: DeviceNode) -
     assert not box.inside.can_open("/dev/vcsa")
 
 
-def test_a_cgroup_that_holds_one_program_only_keeps_that_rule(v2: Lab, vcsa: DeviceNode) -> None:
+@pytest.mark.parametrize("flags", [0, bpf.BPF_F_ALLOW_OVERRIDE], ids=["alone", "override"])
+def test_a_cgroup_that_holds_one_program_only_keeps_that_rule(
+    v2: Lab, vcsa: DeviceNode, flags: int
+) -> None:
     box = v2.container(
-        restrict=lambda cgroup: v2.keep(programs.attach_alone(cgroup, ALLOW_NULL)) and None
+        restrict=lambda cgroup: (
+            v2.keep(programs.attach_alone(cgroup, ALLOW_NULL, flags=flags)) and None
+        )
     )
     graft.place(box, [vcsa])
     before = ids(box.cgroup.path)
@@ -264,5 +269,5 @@ def test_what_the_container_had_opens_at_every_moment_of_grants_and_revokes(
 
 def test_a_filter_is_seen_where_it_is_attached(v2: Lab) -> None:
     box = v2.container()
-    assert filter_v2.is_filtered(box.cgroup.path)
-    assert not filter_v2.is_filtered(box.cgroup.path.parent)
+    assert filter_v2.attached(box.cgroup.path)
+    assert not filter_v2.attached(box.cgroup.path.parent)

@@ -5,15 +5,15 @@ import os
 import subprocess
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.graft import graft
-from devicemount_agent.holders.end import kill
-from devicemount_agent.holders.search import search
+from devicemount_agent.holders.end import Ending, Terms
+from devicemount_agent.holders.search import MOUNTED, Question, search
 from devicemount_agent.model import (
     Access,
     ContainerID,
@@ -45,7 +45,10 @@ class Mount:
         return tuple(one for one in self.all_holders() if one.pod_uid in self.lab.pods)
 
     def all_holders(self) -> tuple[Holder, ...]:
-        return search(
+        return tuple(sighting.holder for sighting in search(self.question()))
+
+    def question(self) -> Question:
+        return Question(
             self.numbers,
             target=self.box.pod_uid,
             shadow=self.shadow,
@@ -58,18 +61,16 @@ class Mount:
         return tuple(one for one in self.holders() if one.pod_uid == box.pod_uid)
 
     def kill(self) -> tuple[Holder, ...]:
-        return kill(
-            self.numbers,
-            target=self.box.pod_uid,
-            shadow=self.shadow,
-            granted=self.granted,
-            hold=self.hold,
-            cgroup_root=self.lab.root,
-        )
+        return self.end(Ending(), Terms(kill_at=0.0))
+
+    def end(self, ending: Ending, terms: Terms) -> tuple[Holder, ...]:
+        """Make one round; return who blocks still, in pods of this test."""
+        left = (sighting.holder for sighting in ending.round(self.question(), terms))
+        return tuple(one for one in left if one.blocking and one.pod_uid in self.lab.pods)
 
 
-def granted(lab: Lab, hold: Path, *nodes: DeviceNode) -> Mount:
-    box = lab.container()
+def granted(lab: Lab, hold: Path, *nodes: DeviceNode, pass_fds: tuple[int, ...] = ()) -> Mount:
+    box = lab.container(pass_fds=pass_fds)
     give(box, *nodes)
     return Mount(lab, hold, box, frozenset(node.number for node in nodes))
 
@@ -196,7 +197,7 @@ def test_a_mounted_file_system_holds_its_block_device(
     mount = granted(either, hold, disk)
     (mount.box.root / "dev/there").mkdir()
     mount.box.inside.tell("mount", disk.path, "/dev/there", "ext4", 0)
-    assert mount.holders() == (holder(mount.box),)
+    assert mount.holders() == (replace(holder(mount.box), note=MOUNTED),)
     mount.box.inside.tell("unmount", "/dev/there")
     assert mount.holders() == ()
 

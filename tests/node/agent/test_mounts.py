@@ -22,6 +22,7 @@ from devicemount_agent.errors import (
 from devicemount_agent.graft import edits
 from devicemount_agent.graft.files import Files
 from devicemount_agent.graft.mountinfo import mounts_of
+from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.sources import Sources
 from devicemount_agent.model import BindMount, Edits, EnvVar, Link, Overlaid
 
@@ -40,7 +41,7 @@ class Graft:
     sources: Sources
 
     def put(self, box: Box, wanted: Edits) -> edits.Plan:
-        plan = edits.plan(box, wanted, sources=self.sources, files=self.files)
+        plan = edits.plan(Places(box), wanted, sources=self.sources, files=self.files)
         bound = plan.bound - plan.standing
         edits.place(box, bound, plan.linked, sources=self.sources)
         found = edits.verified(box, bound, plan.linked)
@@ -172,7 +173,9 @@ def test_what_the_runtime_brought_is_left(graft: Graft, box: Box) -> None:
     (box.root / "usr/lib").mkdir(parents=True)
     (box.root / "usr/lib/lib.so").touch()
     first = graft.put(box, Edits(mounts=(mount,)))  # stands for the runtime's own
-    second = edits.plan(box, Edits(mounts=(mount,)), sources=graft.sources, files=graft.files)
+    second = edits.plan(
+        Places(box), Edits(mounts=(mount,)), sources=graft.sources, files=graft.files
+    )
     graft.take(box, second)
     assert (box.root / "usr/lib/lib.so").read_text() == "host's /usr/lib/lib.so"
     graft.take(box, first)
@@ -351,7 +354,7 @@ def planned(graft: Graft, box: Box) -> Iterator[tuple[edits.Plan, set[str]]]:
         links=(Link("/usr/lib/l", "one.so"),),
         env=(EnvVar("A", "b"),),
     )
-    yield edits.plan(box, wanted, sources=graft.sources, files=graft.files), before
+    yield edits.plan(Places(box), wanted, sources=graft.sources, files=graft.files), before
 
 
 @pytest.mark.parametrize("step", ["attach", "make_file", "make_link", "make_directory"])
@@ -384,7 +387,7 @@ def test_what_was_planned_can_be_removed_after_each_step(
 
 def test_a_source_that_is_another_file_by_now_is_not_mounted(graft: Graft, box: Box) -> None:
     wanted = Edits(mounts=(graft.bind("/usr/lib/lib.so"),))
-    plan = edits.plan(box, wanted, sources=graft.sources, files=graft.files)
+    plan = edits.plan(Places(box), wanted, sources=graft.sources, files=graft.files)
     (graft.node / "usr/lib/lib.so").unlink()
     (graft.node / "usr/lib/lib.so").symlink_to("/etc/shadow")
     with pytest.raises(AllocationUnknown):

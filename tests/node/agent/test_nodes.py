@@ -67,7 +67,7 @@ def test_doing_it_twice_is_as_once(box: Box, vcsa: DeviceNode) -> None:
 
 def test_missing_directories_are_made_and_go_with_their_node(box: Box, vcsa: DeviceNode) -> None:
     node = moved(vcsa, "/dev/a/b/vcsa")
-    assert graft.missing(box, [node]) == {"/dev/a", "/dev/a/b", "/dev/a/b/vcsa"}
+    assert graft.missing(Places(box), [node]) == {"/dev/a", "/dev/a/b", "/dev/a/b/vcsa"}
     made = graft.place(box, [node])
     assert made == {"/dev/a", "/dev/a/b", "/dev/a/b/vcsa"}
     assert stat.S_IMODE((box.root / "dev/a").stat().st_mode) == 0o755
@@ -86,9 +86,9 @@ def test_a_directory_with_somebody_elses_file_stays(box: Box, vcsa: DeviceNode) 
 def test_what_is_missing_is_what_would_be_made(box: Box, vcsa: DeviceNode) -> None:
     (box.root / "dev/a").mkdir()
     nodes = [vcsa, moved(vcsa, "/dev/a/b/vcsa")]
-    missing = graft.missing(box, nodes)
+    missing = graft.missing(Places(box), nodes)
     assert missing == graft.place(box, nodes)
-    assert graft.missing(box, nodes) == frozenset()
+    assert graft.missing(Places(box), nodes) == frozenset()
 
 
 def test_a_node_that_is_there_is_left_and_not_ours(box: Box, vcsa: DeviceNode) -> None:
@@ -185,7 +185,7 @@ def test_on_a_volume_nothing_is_made(v1: Lab, vcsa: DeviceNode) -> None:
     box = v1.container()
     (box.root / "dev/volume").mkdir()
     box.inside.tell("mount", "tmpfs", "/dev/volume", "tmpfs", 0)
-    with pytest.raises(UnsupportedRuntime, match="on a volume"):
+    with pytest.raises(PathConflict, match="on a volume"):
         graft.place(box, [moved(vcsa, "/dev/volume/vcsa")])
 
 
@@ -257,7 +257,7 @@ def test_a_file_server_of_the_containers_is_not_waited_for(
 
     def all_steps() -> None:
         for step in (
-            lambda: graft.missing(box, [node]),
+            lambda: graft.missing(Places(box), [node]),
             lambda: graft.place(box, [node]),
             lambda: graft.displace(box, [node], frozenset({"/dev/dri", node.path})),
         ):

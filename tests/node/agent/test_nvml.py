@@ -45,7 +45,7 @@ def test_a_process_that_only_the_driver_knows_is_a_holder(
 ) -> None:
     box = v2.container()
     monkeypatch.setenv("FAKE_NVML_PID", str(box.init_pid))
-    found = search.search(
+    question = search.Question(
         frozenset({GPU}),
         target=box.pod_uid,
         shadow=PodUID("shadow"),
@@ -54,6 +54,7 @@ def test_a_process_that_only_the_driver_knows_is_a_holder(
         cgroup_root=v2.root,
         users=Nvml(node).users,
     )
+    found = [sighting.holder for sighting in search.search(question)]
     assert [(one.container_id, one.blocking) for one in found] == [(box.id, True)]
 
 

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Notices that somebody changed what a grafted container may do, and gives back what was taken.
+
+systemd attaches its own filter anew (daemon-reload, set-property, an in-place resize), crun
+replaces it, and nothing tells of it. So every grafted container is looked at four times a second,
+by one system call each; what its other cgroups below have is looked at in turn. What is given back
+is what the journal says at that moment, never what the kernel still has: nothing that is lost,
+withheld or revoked comes back by this. Each repair is a task under its pod's lock, so that a pod
+that is worked on for long delays no other.
+"""
+
+import asyncio
+import logging
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+
+from devicemount_agent import metrics
+from devicemount_agent.errors import DeviceMountError, FilterBlocked, TargetNotRunning
+from devicemount_agent.graft.standing import Eye, Standing
+from devicemount_agent.graft.subtree import changed_below
+from devicemount_agent.graft.target import below
+from devicemount_agent.grafts import Grafts, facts
+from devicemount_agent.kernel.bpf import EffectivePrograms
+from devicemount_agent.ledger import Grant, Ledger, Stage
+from devicemount_agent.logs import line
+from devicemount_agent.model import Concern, ContainerID, PodUID
+
+SWEEP_S = 0.25
+BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
+FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0  # after what could not be repaired; doubled each time
+BURST_S = 10.0  # repairs that follow each other more closely are one burst
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Burst:
+    """Repairs of one container that follow each other."""
+
+    count: int
+    first_s: float
+    last_s: float
+
+
+@dataclass(slots=True)
+class _Retry:
+    """When to try once more what could not be repaired."""
+
+    at_s: float
+    delay_s: float = FIRST_RETRY_S
+
+
+class Drift:
+    """Of all containers with grants that stand."""
+
+    def __init__(self, grafts: Grafts) -> None:
+        self._grafts = grafts
+        self._looker = ThreadPoolExecutor(1, thread_name_prefix="drift")
+        self._one_at_a_time = asyncio.Lock()
+        self._programs = EffectivePrograms()
+        self._eyes: dict[ContainerID, Eye] = {}  # changed between looks only
+        self._ledger: Ledger | None = None  # of which, with these live, these are known
+        self._live: frozenset[PodUID] = frozenset()
+        self._known: frozenset[ContainerID] = frozenset()
+        self._turn = self._below_in_turn()
+        self._under_way: dict[ContainerID, asyncio.Task[None]] = {}
+        self._retries: dict[ContainerID, _Retry] = {}
+        self._bursts: dict[ContainerID, _Burst] = {}
+
+    async def watch(self) -> None:
+        """Look at all, over and over, for ever."""
+        loop = asyncio.get_running_loop()
+        said = ""
+        try:
+            while True:
+                began_s = loop.time()
+                try:
+                    await self.sweep()
+                    said = ""
+                except OSError as error:  # we are short of something
+                    if str(error) != said:
+                        log.error(line("could not look for drift", error=error))
+                    said = str(error)
+                    self._turn = self._below_in_turn()  # it may have ended by that
+                await asyncio.sleep(max(0.0, began_s + SWEEP_S - loop.time()))
+        finally:
+            self._looker.shutdown()  # a look under way ends within milliseconds
+            for eye in self._eyes.values():
+                eye.close()
+
+    async def finish(self) -> None:
+        """Wait for repairs that have begun."""
+        if self._under_way:
+            await asyncio.wait(self._under_way.values())
+
+    async def sweep(self) -> None:
+        """Look once at every container, and begin to repair those that are not as they stood."""
+        loop = asyncio.get_running_loop()
+        async with self._one_at_a_time:
+            containers = self._containers()
+            self._follow(containers)
+            changed = set(await loop.run_in_executor(self._looker, self._look))
+            now_s = loop.time()
+            changed |= {one for one in containers - self._eyes.keys() if one not in self._retries}
+            changed |= {one for one, retry in self._retries.items() if now_s >= retry.at_s}
+            for container_id in changed & containers - self._under_way.keys():
+                eye = self._eyes.get(container_id)
+                repair = self._repair(container_id, None if eye is None else eye.standing)
+                self._under_way[container_id] = loop.create_task(repair)
+            self._end_bursts(now_s)
+
+    def _containers(self) -> frozenset[ContainerID]:
+        """Return those of grants that stand; forget how others stood."""
+        ledger, live = self._grafts.ledger, self._grafts.live
+        if ledger is not self._ledger or live != self._live:
+            self._ledger, self._live = ledger, frozenset(live)
+            grants = ledger.grants.values()
+            self._known = frozenset(g.container_id for g in grants if _stands(g, live))
+            for gone in set(self._grafts.standing) - {grant.container_id for grant in grants}:
+                self._grafts.standing.pop(gone, None)
+            for gone in self._retries.keys() - self._known:
+                del self._retries[gone]
+        return self._known
+
+    def _follow(self, containers: frozenset[ContainerID]) -> None:
+        """Have an eye on each container, on how it stands by now."""
+        for container_id in containers:
+            stands, eye = self._grafts.standing.get(container_id), self._eyes.get(container_id)
+            if eye is not None and eye.standing is not stands:
+                self._eyes.pop(container_id).close()
+                eye = None
+            if eye is None and stands is not None:
+                with suppress(FileNotFoundError):  # its end is noticed elsewhere
+                    self._eyes[container_id] = Eye(stands, self._programs)
+        for container_id in self._eyes.keys() - containers:
+            self._eyes.pop(container_id).close()
+
+    def _look(self) -> list[ContainerID]:
+        """Return which containers are not as they stood. In a thread: the kernel may be busy."""
+        changed = [cid for cid, eye in self._eyes.items() if not eye.is_as_it_stood()]
+        changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
+        return changed
+
+    def _below_in_turn(self) -> Iterator[ContainerID | None]:
+        """Look at one more cgroup each time, for ever; yield whose it is if it has changed."""
+        while True:
+            yield None
+            for container_id, eye in tuple(self._eyes.items()):
+                yield None
+                # An eye that has been closed meanwhile is not looked through any more.
+                if self._eyes.get(container_id) is eye and eye.may_have_others():
+                    for level in below(eye.standing.top):
+                        is_changed = changed_below(eye.standing, level)
+                        yield container_id if is_changed else None
+
+    async def _repair(self, container_id: ContainerID, seen: Standing | None) -> None:
+        """Repair a container that was seen not to be as it stood; log what keeps it from that."""
+        try:
+            grants = self._grants(container_id)
+            if not grants:
+                return
+            async with self._grafts.lock(grants[0].key.pod_uid):
+                # Whoever had the lock before may have told the kernel all anew.
+                grants = self._grants(container_id)
+                if grants and self._grafts.standing.get(container_id) is seen:
+                    await self._repair_now(container_id, grants)
+        finally:
+            del self._under_way[container_id]
+
+    def _grants(self, container_id: ContainerID) -> tuple[Grant, ...]:
+        grants = self._grafts.ledger.in_container(container_id)
+        return tuple(grant for grant in grants if _stands(grant, self._grafts.live))
+
+    async def _repair_now(self, container_id: ContainerID, grants: tuple[Grant, ...]) -> None:
+        running = self._grafts.running(grants)
+        if not running:  # its end is noticed elsewhere; nothing is looked at until then
+            self._grafts.standing.pop(container_id, None)
+            self._put_off(container_id)
+        for container in running:
+            try:
+                if await self._grafts.repair(container):
+                    self._note_repaired(container_id, grants)
+                await self._grafts.check_access(container)
+            except TargetNotRunning:  # its end is noticed elsewhere
+                return
+            except FilterBlocked as error:
+                self._put_off(container_id)
+                self._note_blocked(grants, Concern("FilterBlocked", str(error)))
+            except (DeviceMountError, OSError) as error:
+                self._put_off(container_id)
+                log.warning(line("not repaired", **facts(grants[0]), error=error))
+            else:
+                self._retries.pop(container_id, None)
+                self._grafts.note_usable(grants)
+
+    def _put_off(self, container_id: ContainerID) -> None:
+        """Try again later, and later each time: by then somebody may have changed something."""
+        now_s = asyncio.get_running_loop().time()
+        before = self._retries.get(container_id, _Retry(now_s, FIRST_RETRY_S / 2))
+        delay_s = min(before.delay_s * 2, LAST_RETRY_S)
+        self._retries[container_id] = _Retry(now_s + delay_s, delay_s)
+
+    # ---- what is told
+
+    def _note_blocked(self, grants: tuple[Grant, ...], why: Concern) -> None:
+        """Say that granted devices cannot be used: once, until the reason is another."""
+        news = [grant for grant in grants if self._grafts.concerns(grant) != (why,)]
+        for grant in news:
+            log.error(line("blocked", **facts(grant), why=why.message))
+        self._grafts.note_blocked(news, why)
+
+    def _note_repaired(self, container_id: ContainerID, grants: tuple[Grant, ...]) -> None:
+        """Count a repair; the first of a burst is logged at once."""
+        metrics.drift_repairs.add()
+        for grant in grants:
+            self._grafts.history.repairs[grant.shadow.uid] += 1
+            self._grafts.changes.note(grant.key)
+        now_s = asyncio.get_running_loop().time()
+        burst = self._bursts.get(container_id)
+        if burst is not None:
+            burst.count, burst.last_s = burst.count + 1, now_s
+            return
+        self._bursts[container_id] = _Burst(count=1, first_s=now_s, last_s=now_s)
+        for grant in grants:
+            log.warning(line("repaired", **facts(grant)))
+
+    def _end_bursts(self, now_s: float) -> None:
+        for container_id, burst in tuple(self._bursts.items()):
+            if now_s - burst.last_s < BURST_S:
+                continue
+            del self._bursts[container_id]
+            if burst.count > 1:
+                over_s = f"{burst.last_s - burst.first_s:.1f}"
+                log.warning(
+                    line(
+                        "repaired repeatedly",
+                        container=container_id[:12],
+                        times=burst.count,
+                        over_s=over_s,
+                    )
+                )
+
+
+def _stands(grant: Grant, live: Collection[PodUID]) -> bool:
+    return grant.stage is Stage.COMMITTED and grant.shadow.uid in live
