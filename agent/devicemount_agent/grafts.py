@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries grants into the kernel and out again, each step with its record in the journal.
+"""Carries grants into the kernel, each step with its record in the journal; the way out has a
+module of its own.
 
 The kernel is always told the whole of what a container may do by us (several mounts share a
 container, and numbers), so every change is: change what is live, then permit exactly that. Callers
@@ -12,18 +13,20 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TypedDict
 from weakref import WeakValueDictionary
 
+from devicemount_agent.changes import Changes
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
-from devicemount_agent.errors import DeviceMountError, NodeUnavailable, ReservationLost
+from devicemount_agent.errors import NodeUnavailable, ReservationLost
 from devicemount_agent.graft import edits, graft, verify
 from devicemount_agent.graft.files import Files
+from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.sources import Sources
-from devicemount_agent.holders import end, search
+from devicemount_agent.graft.standing import Standing
+from devicemount_agent.history import History
+from devicemount_agent.holders.known import KnownHolders
 from devicemount_agent.journal import Journal
 from devicemount_agent.ledger import (
     Committed,
@@ -31,20 +34,26 @@ from devicemount_agent.ledger import (
     Grant,
     Granted,
     Ledger,
-    Lost,
     Removed,
     Stage,
     access_of,
 )
 from devicemount_agent.logs import line
-from devicemount_agent.model import Bound, ContainerID, DeviceNode, DeviceNumber, Holder, PodUID
+from devicemount_agent.model import (
+    Access,
+    Bound,
+    Concern,
+    ContainerID,
+    DeviceNode,
+    DeviceNumber,
+    PodUID,
+)
 from devicemount_agent.planning import Planned, intent_of
 from devicemount_agent.requests import MountKey
 from devicemount_agent.shown import Shown
 from devicemount_agent.timeline import Timeline
 from devicemount_agent_api.failpoints import Failpoint, fire
 
-SEARCHERS = 2
 PERMITTERS = 4
 
 log = logging.getLogger(__name__)
@@ -61,20 +70,21 @@ class Grafts:
         hold: Path,
         sources: Sources,
         files: Files,
-        users: search.Users = search.nobody,
     ) -> None:
         self._journal = journal
         self._containers = containers
         self._hold = hold
         self._sources = sources
         self._files = files
-        self._users = users
-        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="search")
         self._permitters = ThreadPoolExecutor(PERMITTERS, thread_name_prefix="permit")
         self._locks: WeakValueDictionary[PodUID, asyncio.Lock] = WeakValueDictionary()
         self.live: set[PodUID] = set()  # shadow pods whose devices the kernel is to allow
         self.doubtful: set[PodUID] = set()  # whatever the journal says, not known to be usable now
-        self.holders: dict[PodUID, tuple[Holder, ...]] = {}  # that keep a shadow pod's devices
+        self.changes = Changes()
+        self.holders = KnownHolders(self._note_holders)
+        self.standing: dict[ContainerID, Standing] = {}  # as our last write left it
+        self.blocked: dict[PodUID, Concern] = {}  # why access that was taken is not given again
+        self.history = History()
         self.shown = Shown(
             files, ledger=lambda: self.ledger, live=self.live, doubtful=self.doubtful
         )
@@ -127,13 +137,13 @@ class Grafts:
             placed = former.bound
 
         def look() -> Planned:
-            root, nodes = self._sources.node_root, grant.present()
+            root, nodes, places = self._sources.node_root, grant.present(), Places(container)
             return Planned(
-                kept=edits.remaining(container, placed),
+                kept=edits.remaining(places, placed),
                 edits=edits.plan(
-                    container, grant.edits(), sources=self._sources, files=self._files
+                    places, grant.edits(), nodes=nodes, sources=self._sources, files=self._files
                 ),
-                nodes=graft.missing(container, nodes),
+                nodes=graft.missing(places, nodes),
                 hosted=frozenset(
                     n.path for n in nodes if graft.number_on_node(n.host_path, root) == n.number
                 ),
@@ -168,9 +178,11 @@ class Grafts:
         uid = grant.shadow.uid
         self._journal.append(Committed(uid, grant.made, time.time_ns(), grant.bound))
         self.doubtful.discard(uid)
-        self.holders.pop(uid, None)
+        self.blocked.pop(uid, None)
+        self.holders.forget(uid)
         self.shown.update_all((grant,))
         timeline.mark("committed")
+        self.changes.note(grant.key)
         took_ms = timeline.steps_us["committed"] / 1000
         log.info(line("granted", **facts(grant), took_ms=f"{took_ms:.1f}"))
 
@@ -181,42 +193,29 @@ class Grafts:
 
     # ---- out
 
-    async def release(self, grants: Collection[Grant]) -> bool:
-        """Take devices back that nobody holds; say whether they are gone.
-
-        Looks before it revokes, so that a job that holds a device is not disturbed by each
-        attempt; and again after it: who slipped in keeps it, and all are granted again.
-        """
-        if await self._look(grants):
-            return False
-        revoked = self.live & {grant.shadow.uid for grant in grants}
-        await self._revoke(grants)
-        if await self._look(grants):
-            self.live |= revoked
-            await self._permit_all(grants)
-            self.doubtful -= revoked
-            self.shown.update_all(grants)
-            return False
-        await self._clear(grants)
-        return True
-
-    async def lose(self, grants: Collection[Grant]) -> bool:
-        """Take devices back that are about to be another's; say whether nobody holds them any more.
-
-        Revokes first, kills who holds them, and goes on where the journal cannot be written.
-        """
+    async def revoke(self, grants: Collection[Grant]) -> None:
+        """Take access away. What has the devices open keeps them open. Idempotent."""
+        uids = {grant.shadow.uid for grant in grants}
+        former = self.live & uids
+        self.live -= uids
+        self.doubtful |= uids
+        for uid in uids:
+            self.blocked.pop(uid, None)
+        self.shown.update_all(grants)
+        await self._permit_all(grants)
         for grant in grants:
-            if grant.stage is not Stage.LOST:
-                self._note_lost(grant)
-            self.shown.note_incomplete(grant.key)
-        await self._revoke(grants)
+            if grant.shadow.uid in former:
+                self.changes.note(grant.key)
+                log.info(line("revoked", **facts(grant)))
+
+    async def permit_again(self, grants: Collection[Grant], revoked: Collection[PodUID]) -> None:
+        """Give back the access that was just taken, as it was."""
+        self.live |= set(revoked)
+        await self._permit_all(grants)
+        self.doubtful -= set(revoked)
+        self.shown.update_all(grants)
         for grant in grants:
-            kill = partial(
-                end.kill, frozenset(self._own_numbers(grant, grants)), **self._whose(grant)
-            )
-            self.holders[grant.shadow.uid] = await self._searching(kill)
-        await self._clear(grants)
-        return not any(self.holders[grant.shadow.uid] for grant in grants)
+            self.changes.note(grant.key)
 
     async def withhold(self, grant: Grant, paths: frozenset[str]) -> Grant:
         """Take access to devices that are not there (any more), and their files; keep the grant.
@@ -235,14 +234,17 @@ class Grafts:
         try:
             self._journal.append(Granted(held))
         except NodeUnavailable:
-            await self._revoke((grant,))
+            await self.revoke((grant,))
             raise
         self.shown.update_all((held,))
-        for container in self._running((held,)):
+        for container in self.running((held,)):
             await self._permit(container)
             for nodes in (self._only_of(begun, grant), grant.nodes()):
                 gone = paths & held.made & {node.path for node in nodes}
+                mounted = [b for b in begun.bound | grant.bound if b.path in gone]
+                await asyncio.to_thread(edits.displace, container, mounted, (), gone)
                 await asyncio.to_thread(graft.displace, container, nodes, gone)
+        self.changes.note(grant.key)
         log.warning(line("withheld", **facts(held), paths=",".join(sorted(paths))))
         return held
 
@@ -265,51 +267,98 @@ class Grafts:
 
         return await asyncio.to_thread(look)
 
-    async def undo(self, grant: Grant) -> None:
-        """Take back a grant that did not come to its commit.
-
-        Where somebody opened the device meanwhile, the intent stays, for `Remove` to find them.
-        """
-        uid = grant.shadow.uid
-        if uid in self.live:
-            await self._revoke((grant,))
-            if await self._look((grant,)):
-                log.warning(line("revoked held", **facts(grant)))
-                return
-            await self._clear((grant,))
-        self.drop(grant)
-
     def drop(self, grant: Grant) -> None:
         """Write that nothing of the grant is left. Raises NodeUnavailable."""
         uid = grant.shadow.uid
         self._journal.append(Removed(uid))
-        self.holders.pop(uid, None)
+        self.holders.forget(uid)
         self.doubtful.discard(uid)
+        self.blocked.pop(uid, None)
         if not self.ledger.of_mount(grant.key):
             self.shown.note_incomplete(grant.key)
         self.shown.update_all((grant,))
         self.shown.forget(grant.container_id)
+        self.history.forget(uid)
+        self.changes.note(grant.key)
         log.info(line("removed", **facts(grant)))
+
+    def restore(self, former: Grant) -> None:
+        """Write that a grant is what it was, in a container that has ended. Raises NodeUnavailable.
+
+        Nothing of it is left in the one in which it was begun anew.
+        """
+        uid = former.shadow.uid
+        begun = self.ledger.grants.get(uid, former)
+        self._journal.append(Granted(former))
+        self.live.add(uid)
+        self.doubtful.discard(uid)
+        self.blocked.pop(uid, None)
+        self.shown.forget(begun.container_id)
+        self.changes.note(former.key)
+
+    def running(self, grants: Iterable[Grant]) -> tuple[Container, ...]:
+        """Return the containers of grants that run still."""
+        ids = dict.fromkeys(grant.container_id for grant in grants)
+        found = (self._containers.running(container_id) for container_id in ids)
+        return tuple(container for container in found if container is not None)
+
+    # ---- what others do to it
+
+    async def repair(self, container: Container) -> bool:
+        """Give back what is live and somebody took; say whether there was anything to do.
+
+        The caller holds the pod's lock. Raises FilterBlocked, TargetNotRunning, OSError.
+        """
+        container.check()
+        fire(Failpoint.AGENT_BEFORE_REPAIR)
+        standing = await self._permit(container)
+        fire(Failpoint.AGENT_AFTER_REPAIR)
+        return standing is not None and standing.was_made
+
+    async def check_access(self, container: Container) -> None:
+        """Check from inside that what is live may be used. Raises as verify.verify_access does."""
+        want = self._wanted(container)
+        await asyncio.to_thread(verify.verify_access, container, want, hold=self._hold)
+
+    def concerns(self, grant: Grant) -> tuple[Concern, ...]:
+        """Return why the grant's devices cannot be used, where that is known."""
+        why = self.blocked.get(grant.shadow.uid)
+        return () if why is None else (why,)
+
+    def note_blocked(self, grants: Collection[Grant], why: Concern) -> None:
+        """Take note that granted devices cannot be used, and why."""
+        for grant in grants:
+            self.blocked[grant.shadow.uid] = why
+            self.doubtful.add(grant.shadow.uid)
+            self.changes.note(grant.key)
+        self.shown.update_all(grants)
+
+    def note_usable(self, grants: Collection[Grant]) -> None:
+        """Take note that what kept granted devices from being used is over."""
+        freed = [grant for grant in grants if self.blocked.pop(grant.shadow.uid, None)]
+        for grant in freed:
+            self.doubtful.discard(grant.shadow.uid)
+            self.changes.note(grant.key)
+        self.shown.update_all(freed)
 
     # ---- steps
 
-    async def _searching(self, work: Callable[[], tuple[Holder, ...]]) -> tuple[Holder, ...]:
-        """Search in threads of its own: a slow one must not delay the end of access elsewhere."""
-        return await asyncio.get_running_loop().run_in_executor(self._searchers, work)
+    def _note_holders(self, shadow_uid: PodUID) -> None:
+        if (grant := self.ledger.grants.get(shadow_uid)) is not None:
+            self.changes.note(grant.key)
 
     def _check_not_lost(self, grant: Grant) -> None:
         """Raise ReservationLost if the loss was noticed since the attempt began."""
-        now = self.ledger.grants.get(grant.shadow.uid)
-        if now is not None and now.stage is Stage.LOST:
+        if grant.shadow.uid in self.ledger.spent:
             raise ReservationLost(f"shadow pod {grant.shadow.name} has lost its devices")
 
-    async def _permit(self, container: Container) -> None:
+    async def _permit(self, container: Container) -> Standing | None:
         """Make what is live in the container what the kernel allows there.
 
         In threads of its own: that access ends must not wait for what is placed elsewhere.
         """
         permit = self._permitting(container)
-        await asyncio.get_running_loop().run_in_executor(self._permitters, permit)
+        return await asyncio.get_running_loop().run_in_executor(self._permitters, permit)
 
     async def _permit_and_place(self, container: Container, grant: Grant) -> frozenset[str]:
         """The same, and what is placed with it, in one thread; returns the paths of new nodes."""
@@ -317,8 +366,8 @@ class Grafts:
 
         def both() -> frozenset[str]:
             permit()
-            made = graft.place(container, grant.present(), root=self._sources.node_root)
-            edits.place(container, grant.bound, grant.linked, sources=self._sources)
+            made = graft.place(container, grant.made_nodes(), root=self._sources.node_root)
+            edits.place(container, grant.present_bound(), grant.linked, sources=self._sources)
             return made
 
         return await asyncio.to_thread(both)
@@ -326,69 +375,36 @@ class Grafts:
     def _verified(self, container: Container, grant: Grant) -> frozenset[Bound]:
         """Check that all of a grant is there and may be used; return its mounts as found."""
         verify.verify(container, grant.present(), hold=self._hold)
-        return edits.verified(container, grant.bound, grant.linked)
+        return edits.verified(container, grant.present_bound(), grant.linked)
 
-    def _permitting(self, container: Container) -> Callable[[], None]:
-        """Return what makes the kernel allow what is live in the container at this moment."""
+    def _permitting(self, container: Container) -> Callable[[], Standing | None]:
+        """Return what makes the kernel allow what is live in the container at this moment.
+
+        How permissions stand then is noted, even where nobody waits for the thread any more.
+        """
+        want, earlier = self._wanted(container), self.ledger.earlier_in(container.id)
+
+        def permit() -> Standing | None:
+            self.standing.pop(container.id, None)
+            standing = graft.permit(container, want, earlier=earlier)
+            if standing is not None:
+                self.standing[container.id] = standing
+            return standing
+
+        return permit
+
+    def _wanted(self, container: Container) -> Mapping[DeviceNumber, Access]:
+        """Return what is live in the container, nothing of a grant that is lost."""
         grants = self.ledger.in_container(container.id)
-        want = access_of(grant for grant in grants if grant.shadow.uid in self.live)
-        earlier = self.ledger.earlier_in(container.id)
-        return partial(graft.permit, container, want, earlier=earlier)
+        return access_of(
+            grant
+            for grant in grants
+            if grant.shadow.uid in self.live and grant.stage is not Stage.LOST
+        )
 
     async def _permit_all(self, grants: Iterable[Grant]) -> None:
-        for container in self._running(grants):
+        for container in self.running(grants):
             await self._permit(container)
-
-    async def _revoke(self, grants: Collection[Grant]) -> None:
-        uids = {grant.shadow.uid for grant in grants}
-        self.live -= uids
-        self.doubtful |= uids
-        self.shown.update_all(grants)
-        await self._permit_all(grants)
-        for grant in grants:
-            log.info(line("revoked", **facts(grant)))
-
-    async def _look(self, grants: Collection[Grant]) -> bool:
-        """Search every process of the node; note and say whether a blocking holder was found."""
-        for grant in grants:
-            find = partial(
-                search.search, frozenset(self._own_numbers(grant, grants)), **self._whose(grant)
-            )
-            self.holders[grant.shadow.uid] = await self._searching(find)
-        return any(h.blocking for grant in grants for h in self.holders[grant.shadow.uid])
-
-    async def _clear(self, grants: Collection[Grant]) -> None:
-        """Remove what we made and nobody else of ours needs."""
-        leaving = {grant.shadow.uid for grant in grants}
-        for grant in grants:
-            container = self._containers.running(grant.container_id)
-            if container is None:
-                continue
-            staying = tuple(
-                other
-                for other in self.ledger.in_container(container.id)
-                if other.shadow.uid not in leaving
-            )
-            try:
-                await asyncio.to_thread(_displace, container, grant, staying)
-            except (OSError, DeviceMountError) as error:
-                # Access is gone: who protects a node or a mount keeps no device by it.
-                log.warning(line("left in container", **facts(grant), error=error))
-
-    def _running(self, grants: Iterable[Grant]) -> tuple[Container, ...]:
-        ids = dict.fromkeys(grant.container_id for grant in grants)
-        found = (self._containers.running(container_id) for container_id in ids)
-        return tuple(container for container in found if container is not None)
-
-    def _own_numbers(self, grant: Grant, leaving: Collection[Grant]) -> set[DeviceNumber]:
-        """Return the numbers that no grant which stays gives to the same container."""
-        going = {other.shadow.uid for other in leaving}
-        stay = (
-            other
-            for other in self.ledger.grants.values()
-            if other.shadow.uid in self.live - going and _same_container(other, grant)
-        )
-        return grant.numbers() - set(access_of(stay))
 
     def _only_of(self, begun: Grant, former: Grant) -> tuple[DeviceNode, ...]:
         """Return the nodes that were begun anew and that no other grant has there by now."""
@@ -402,28 +418,6 @@ class Grafts:
         fresh = (node for node in begun.nodes() if node not in former.nodes())
         return tuple(node for node in fresh if (node.path, node.number) not in kept)
 
-    def _whose(self, grant: Grant) -> "_Whose":
-        granted: set[tuple[ContainerID, DeviceNumber]] = {
-            (other.container_id, number)
-            for other in self.ledger.grants.values()
-            if other.shadow.uid in self.live and not _same_container(other, grant)
-            for number in other.access()
-        }
-        return {
-            "target": grant.key.pod_uid,
-            "shadow": grant.shadow.uid,
-            "granted": frozenset(granted),
-            "hold": self._hold,
-            "users": self._users,
-        }
-
-    def _note_lost(self, grant: Grant) -> None:
-        try:
-            self._journal.append(Lost(grant.shadow.uid))
-        except NodeUnavailable as error:  # access must go all the same
-            log.error(line("lost unwritten", **facts(grant), error=error))
-        log.warning(line("lost", **facts(grant)))
-
 
 def facts(grant: Grant) -> dict[str, object]:
     """Return what a log line says of a grant."""
@@ -436,39 +430,3 @@ def facts(grant: Grant) -> dict[str, object]:
         "container": grant.container_id[:12],
         "devices": ",".join(f"{d.resource}={d.id}" for d in grant.devices),
     }
-
-
-class _Whose(TypedDict):
-    """Whose processes are looked for."""
-
-    target: PodUID
-    shadow: PodUID
-    granted: frozenset[tuple[ContainerID, DeviceNumber]]
-    hold: Path
-    users: search.Users
-
-
-def _displace(container: Container, grant: Grant, staying: Collection[Grant]) -> None:
-    """Remove what only this grant needs: links, mounts, their mount points, nodes."""
-    bound = {b.place for other in staying for b in other.bound}
-    linked = {link for other in staying for link in other.linked}
-    nodes = {node.path for other in staying for node in other.nodes()}
-    points = {b.path for other in staying for b in other.bound}
-    made = grant.made - points - nodes
-    graft_nodes = {node.path for node in grant.nodes()}
-    try:
-        edits.displace(
-            container,
-            [b for b in grant.bound if b.place not in bound],
-            [link for link in grant.linked if link not in linked],
-            made - graft_nodes,
-        )
-    finally:
-        graft.displace(
-            container, grant.nodes(), frozenset(p for p in made if p.startswith("/dev/"))
-        )
-
-
-def _same_container(one: Grant, other: Grant) -> bool:
-    """Tell whether both are of one target container, be it in its former or its current run."""
-    return (one.key.pod_uid, one.target.container) == (other.key.pod_uid, other.target.container)

@@ -3,29 +3,44 @@
 not the boot.
 
 One record a line, `<crc32> <json>`, appended by one write and never synced: the page cache survives
-our death. A tail without its newline is a write that never happened. A record that is damaged
-anywhere else may have been a removal, so from then on nothing is granted, neither anew nor at the
-start, until a person has acted (docs/security.md) or the node was booted; what is still known can
-be removed. A full disk refuses new records and changes nothing.
+our death. How long the file is, stands beside it, so that one that was cut is known; what follows
+that length without a newline is a write that never happened. A record that is damaged or missing
+may have been a removal: nothing is granted until rebuild.py has found the truth and the journal is
+written anew; what is known can be removed. A full disk refuses records and changes nothing.
 """
 
+import errno
 import fcntl
 import json
 import os
 import time
 import zlib
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from devicemount_agent.errors import NodeUnavailable
-from devicemount_agent.ledger import Granted, Ledger, Record, after, compacted, records_of
+from devicemount_agent.kernel.files import reserve
+from devicemount_agent.ledger import (
+    Granted,
+    Ledger,
+    Record,
+    after,
+    compacted,
+    doubted,
+    records_of,
+)
 
 VERSION = 1
+NAME = "journal"
+LENGTH_NAME = "lock"  # also the lock
 SLACK_RECORDS = 1024  # so many records more than needed, then the file is written anew
+RESERVE_BYTES = 1 << 16  # a grant leaves room for the last requests and the ends of some 200
 SLACK_BYTES = 1 << 20  # or so many bytes: a grant with a driver's libraries has some 10 KiB
 
 _RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
@@ -41,13 +56,17 @@ class Replay:
     damage: str  # "" or what is wrong with it
 
 
-def replay(raw: bytes, *, boot_id: str) -> Replay:
-    """Add up a journal. Pure: the same bytes say the same. Another boot's journal says nothing."""
+def replay(raw: bytes, *, boot_id: str, written_bytes: int = 0) -> Replay:
+    """Add up a journal of which at least so much was written.
+
+    Pure: the same bytes say the same. Another boot's journal says nothing.
+    """
     whole, newline, _torn = raw.rpartition(b"\n")
     length = len(whole) + len(newline)
     lines = whole.split(b"\n") if whole else []
+    cut = f"{written_bytes - length} bytes are missing at its end" if length < written_bytes else ""
     if not lines:
-        return Replay(Ledger(), 0, 0, "")
+        return Replay(Ledger(), 0, 0, cut)
     try:
         header = json.loads(_unsealed(lines[0]))
         if header["version"] != VERSION:
@@ -56,7 +75,7 @@ def replay(raw: bytes, *, boot_id: str) -> Replay:
             return Replay(Ledger(), 0, 0, "")
     except (ValueError, KeyError, TypeError) as error:
         return Replay(Ledger(), 0, length, f"header: {error}")
-    ledger, understood, damage = Ledger(), 0, ""
+    ledger, understood, damage = Ledger(), 0, cut
     for number, line in enumerate(lines[1:], start=2):
         try:
             ledger = after(ledger, _RECORD.validate_json(_unsealed(line)))
@@ -72,21 +91,23 @@ class Journal:
     def __init__(self, directory: Path, *, boot_id: str) -> None:
         """Open or create it. Raises OSError, BlockingIOError when another agent has it."""
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._path = directory / "journal"
+        self._path = directory / NAME
         self._boot_id = boot_id
-        self._lock_fd = os.open(directory / "lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._lock_fd = os.open(
+            directory / LENGTH_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
+        )
         fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        raw = self._path.read_bytes() if self._path.exists() else b""
-        said = replay(raw, boot_id=boot_id)
+        said = replayed(directory, boot_id=boot_id)
         self.ledger = said.ledger
         self.damage = said.damage
         self._records = said.records
         self._length = self._compact_length = said.length_bytes
+        self._reserved = 0
         self._fd = -1
-        if said.damage:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
-        else:
-            self._rewrite()
+        if said.damage or said.length_bytes:
+            self._fd = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+        if not said.damage:
+            self._compact()
 
     def close(self) -> None:
         os.close(self._fd)
@@ -96,53 +117,111 @@ class Journal:
         """Write one record, then believe it. Raises NodeUnavailable, having changed nothing."""
         if isinstance(record, Granted) and self.damage:
             raise NodeUnavailable(f"the journal is damaged, nothing is granted: {self.damage}")
-        self._write(_sealed(_RECORD.dump_json(record)))
+        line = _sealed(_RECORD.dump_json(record))
+        if isinstance(record, Granted):
+            self._reserve(self._length + len(line) + RESERVE_BYTES)
+        self._write(line)
         self.ledger = after(self.ledger, record)
         self._records += 1
         if not self.damage and self._is_due():
-            self._rewrite()
+            self._compact()
+
+    def renew(self, found: Iterable[Record]) -> None:
+        """Replace a damaged journal by what is left of it and was found out; keep it aside.
+
+        All grants are intents again: whether they stand, who takes them up has to confirm. Raises
+        OSError.
+        """
+        ledger = reduce(after, found, doubted(self.ledger))
+        aside = self._path.with_suffix(".damaged")
+        aside.unlink(missing_ok=True)
+        os.link(self._path, aside)
+        self._rewrite(ledger)
+        self.damage = ""
 
     def _write(self, line: bytes) -> None:
+        end = self._length + len(line)
         try:
             written = os.pwrite(self._fd, line, self._length)
             if written < len(line):
                 raise OSError(f"{written} of {len(line)} bytes fitted")
+            self._note_length(end)
         except OSError as error:
+            self._reserved = 0
             with suppress(OSError):  # what stands behind the end has no newline: replay ignores it
                 os.ftruncate(self._fd, self._length)
             raise NodeUnavailable(f"the journal {self._path} cannot be written: {error}") from error
-        self._length += written
+        self._length = end
+
+    def _reserve(self, end: int) -> None:
+        """Have room up to there, so that what is granted can be removed on a full disk."""
+        if end <= self._reserved:
+            return
+        try:
+            reserve(self._fd, offset=0, length_bytes=end)
+        except OSError as error:
+            if error.errno != errno.EOPNOTSUPP:
+                raise NodeUnavailable(f"no room for the journal {self._path}: {error}") from error
+        self._reserved = end
+
+    def _note_length(self, length_bytes: int) -> None:
+        """Write how long the file is at least; 0 while it is being replaced."""
+        os.pwrite(self._lock_fd, _to_noted(self._boot_id, length_bytes), 0)
 
     def _is_due(self) -> bool:
-        needed = len(self.ledger.grants) + len(self.ledger.seen)
+        now = self.ledger
+        needed = len(now.grants) + len(now.seen) + len(now.spent) + len(now.unguarded)
         is_long = self._length > 2 * self._compact_length + SLACK_BYTES
         return is_long or self._records > 2 * needed + SLACK_RECORDS
 
-    def _rewrite(self) -> None:
-        """Replace the file by the fewest records; where that fails, the old one goes on.
+    def _compact(self) -> None:
+        """Write the fewest records; where that fails, the old file goes on.
 
         Raises OSError when there is no old one.
         """
-        ledger = compacted(self.ledger, boot_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
-        header = json.dumps({"version": VERSION, "boot_id": self._boot_id}).encode()
-        records = tuple(records_of(ledger))
-        content = b"".join(map(_sealed, (header, *map(_RECORD.dump_json, records))))
+        now_ns = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         try:
-            fd = _replace_file(self._path, content)
+            self._rewrite(compacted(self.ledger, boot_ns=now_ns))
         except OSError:
             if self._fd < 0:
                 raise
-            return
+
+    def _rewrite(self, ledger: Ledger) -> None:
+        header = json.dumps({"version": VERSION, "boot_id": self._boot_id}).encode()
+        records = tuple(records_of(ledger))
+        content = b"".join(map(_sealed, (header, *map(_RECORD.dump_json, records))))
+        temporary = self._path.with_suffix(".new")
+        fd = _created(temporary, content)
+        try:
+            self._note_length(0)
+            temporary.rename(self._path)
+        except OSError:
+            os.close(fd)
+            raise
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._length = fd, len(content)
+        self._fd, self._length, self._reserved = fd, len(content), 0
         self._compact_length = self._length
         self.ledger, self._records = ledger, len(records)
+        self._note_length(self._length)
+
+
+def replayed(directory: Path, *, boot_id: str) -> Replay:
+    """Read a journal as it is now, whoever has it open. Raises OSError."""
+    while True:
+        noted, raw = (_content(directory / name) for name in (LENGTH_NAME, NAME))
+        if noted == _content(directory / LENGTH_NAME):  # else it grew or was replaced meanwhile
+            written = _from_noted(noted, boot_id=boot_id)
+            return replay(raw, boot_id=boot_id, written_bytes=written)
 
 
 def boot_id() -> str:
     """Return what the kernel calls this boot."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
+def _content(path: Path) -> bytes:
+    return path.read_bytes() if path.exists() else b""
 
 
 def _sealed(content: bytes) -> bytes:
@@ -156,16 +235,27 @@ def _unsealed(line: bytes) -> bytes:
     return content
 
 
-def _replace_file(path: Path, content: bytes) -> int:
-    temporary = path.with_suffix(".new")
-    fd = os.open(temporary, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+def _to_noted(boot_id: str, length_bytes: int) -> bytes:
+    return _sealed(f"{boot_id} {length_bytes:020}".encode())
+
+
+def _from_noted(raw: bytes, *, boot_id: str) -> int:
+    """Return the noted length; 0 where none of this boot was."""
+    try:
+        of_boot, length_bytes = _unsealed(raw.removesuffix(b"\n")).decode().split(" ")
+    except ValueError:
+        return 0
+    return int(length_bytes) if of_boot == boot_id else 0
+
+
+def _created(path: Path, content: bytes) -> int:
+    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, content) < len(content):
-            raise OSError(f"{temporary} did not fit")
-        temporary.rename(path)
+            raise OSError(f"{path} did not fit")
     except OSError:
         os.close(fd)
         with suppress(OSError):
-            temporary.unlink()
+            path.unlink()
         raise
     return fd

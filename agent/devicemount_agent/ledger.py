@@ -17,6 +17,7 @@ from typing import Literal, assert_never
 from devicemount_agent.model import (
     Access,
     Bound,
+    Concern,
     ContainerID,
     Device,
     DeviceID,
@@ -29,7 +30,10 @@ from devicemount_agent.model import (
 )
 from devicemount_agent.requests import Epoch, MountKey, Order, ShadowPod, Target
 
+SHADOW_NOT_RUNNING = "ShadowNotRunning"  # why a grant was lost: there was no fence for too long
+
 TOMBSTONE_AGE_NS = 600 * 10**9  # no call lives longer than 30 s, so nothing older can still arrive
+UNGUARDED_AGE_NS = 24 * 3600 * 10**9  # a mount that was not granted for so long is hardly there
 
 
 class Stage(Enum):
@@ -46,6 +50,14 @@ class Earlier:
 
     number: DeviceNumber
     access: Access
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """How a reservation was lost, and when its device has to be free."""
+
+    why: Concern
+    kill_boot_ns: int  # CLOCK_BOOTTIME: until then holders may end by themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +78,7 @@ class Grant:
     withheld: frozenset[str] = frozenset()  # of these, whose device is not there (any more)
     stage: Stage = Stage.INTENT
     granted_unix_ns: int = 0
+    loss: Loss | None = None  # of one that is LOST
 
     def ids(self) -> dict[ResourceName, frozenset[DeviceID]]:
         """Return the devices as the kubelet names them."""
@@ -82,6 +95,15 @@ class Grant:
     def present(self) -> tuple[DeviceNode, ...]:
         """Return the nodes whose devices are there."""
         return tuple(node for node in self.nodes() if node.path not in self.withheld)
+
+    def made_nodes(self) -> tuple[DeviceNode, ...]:
+        """Return those of them that are made in the container, not mounted there."""
+        mounted = {bound.path for bound in self.bound}
+        return tuple(node for node in self.present() if node.path not in mounted)
+
+    def present_bound(self) -> frozenset[Bound]:
+        """Return the mounts but for those of devices that are not there."""
+        return frozenset(bound for bound in self.bound if bound.path not in self.withheld)
 
     def numbers(self) -> set[DeviceNumber]:
         """Return what a process may hold by this grant: also a device whose file has gone."""
@@ -154,6 +176,7 @@ class Lost:
     """The grant's reservation is gone; what follows is its end."""
 
     shadow_uid: PodUID
+    loss: Loss | None = None
     kind: Literal["lost"] = "lost"
 
 
@@ -165,7 +188,33 @@ class Removed:
     kind: Literal["removed"] = "removed"
 
 
-Record = Seen | EpochSeen | Granted | Committed | Lost | Removed
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """A shadow pod that lost its devices: nothing is granted by it ever again."""
+
+    shadow_uid: PodUID
+    boot_ns: int
+    kind: Literal["spent"] = "spent"
+
+
+@dataclass(frozen=True, slots=True)
+class Unguarded:
+    """The mount's last grant was lost since no fence stood: the next one waits for a fence."""
+
+    key: MountKey
+    boot_ns: int
+    kind: Literal["unguarded"] = "unguarded"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """The fence of the mount's next grant stands."""
+
+    key: MountKey
+    kind: Literal["guarded"] = "guarded"
+
+
+Record = Seen | EpochSeen | Granted | Committed | Lost | Removed | Spent | Unguarded | Guarded
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +224,8 @@ class Ledger:
     grants: Mapping[PodUID, Grant] = field(default_factory=dict)
     seen: Mapping[MountKey, Seen] = field(default_factory=dict)
     epoch: Epoch | None = None
+    spent: Mapping[PodUID, int] = field(default_factory=dict)  # since when, by CLOCK_BOOTTIME
+    unguarded: Mapping[MountKey, int] = field(default_factory=dict)  # the same
 
     def of_mount(self, key: MountKey) -> tuple[Grant, ...]:
         return tuple(grant for grant in self.grants.values() if grant.key == key)
@@ -214,27 +265,40 @@ def access_of(grants: Iterable[Grant]) -> dict[DeviceNumber, Access]:
 
 def after(ledger: Ledger, record: Record) -> Ledger:
     """Return the ledger with one more record. One about a grant that is not there is ignored."""
+    if isinstance(record, Granted | Committed | Lost | Removed):
+        return _after_step(ledger, record)
+    return _after_note(ledger, record)
+
+
+def _after_step(ledger: Ledger, record: Granted | Committed | Lost | Removed) -> Ledger:
+    match record:
+        case Granted():
+            return _with(ledger, record.grant)
+        case Committed():
+            return _committed(ledger, record)
+        case Lost():
+            return _lost(ledger, record)
+        case Removed():
+            return _without(ledger, record.shadow_uid)
+        case _:
+            assert_never(record)
+
+
+def _after_note(ledger: Ledger, record: Seen | EpochSeen | Spent | Unguarded | Guarded) -> Ledger:
     match record:
         case Seen():
             epoch = max(ledger.epoch or record.order.epoch, record.order.epoch)
             return replace(ledger, seen={**ledger.seen, record.key: record}, epoch=epoch)
         case EpochSeen():
             return replace(ledger, epoch=max(ledger.epoch or record.epoch, record.epoch))
-        case Granted():
-            return _with(ledger, record.grant)
-        case Committed():
-            return _changed(
-                ledger,
-                record.shadow_uid,
-                stage=Stage.COMMITTED,
-                made=record.made,
-                granted_unix_ns=record.granted_unix_ns,
-                bound=record.bound,
-            )
-        case Lost():
-            return _changed(ledger, record.shadow_uid, stage=Stage.LOST)
-        case Removed():
-            return _without(ledger, record.shadow_uid)
+        case Spent():
+            return replace(ledger, spent={**ledger.spent, record.shadow_uid: record.boot_ns})
+        case Unguarded():
+            unguarded = {**ledger.unguarded, record.key: record.boot_ns}
+            return replace(ledger, unguarded=unguarded)
+        case Guarded():
+            others = {key: at for key, at in ledger.unguarded.items() if key != record.key}
+            return replace(ledger, unguarded=others)
         case _:
             assert_never(record)
 
@@ -248,7 +312,30 @@ def compacted(ledger: Ledger, *, boot_ns: int) -> Ledger:
         if key in mounted
         or (last.order.epoch == ledger.epoch and boot_ns - last.boot_ns < TOMBSTONE_AGE_NS)
     }
-    return replace(ledger, seen=seen)
+    return replace(
+        ledger,
+        seen=seen,
+        spent={
+            uid: at
+            for uid, at in ledger.spent.items()
+            if uid in ledger.grants or boot_ns - at < TOMBSTONE_AGE_NS
+        },
+        unguarded={
+            key: at for key, at in ledger.unguarded.items() if boot_ns - at < UNGUARDED_AGE_NS
+        },
+    )
+
+
+def doubted(ledger: Ledger) -> Ledger:
+    """Return what is left of a ledger whose journal was damaged: nothing in it is sure.
+
+    A damaged record may have been any grant's end, so what is not lost is an intent again.
+    """
+    grants = {
+        uid: grant if grant.stage is Stage.LOST else replace(grant, stage=Stage.INTENT)
+        for uid, grant in ledger.grants.items()
+    }
+    return replace(ledger, grants=grants)
 
 
 def records_of(ledger: Ledger) -> Iterator[Record]:
@@ -257,6 +344,10 @@ def records_of(ledger: Ledger) -> Iterator[Record]:
         yield EpochSeen(ledger.epoch)
     yield from ledger.seen.values()
     yield from map(Granted, ledger.grants.values())
+    for uid, at in ledger.spent.items():
+        yield Spent(uid, at)
+    for key, at in ledger.unguarded.items():
+        yield Unguarded(key, at)
 
 
 def _joined(pairs: Iterable[tuple[DeviceNumber, Access]]) -> dict[DeviceNumber, Access]:
@@ -270,28 +361,35 @@ def _with(ledger: Ledger, grant: Grant) -> Ledger:
     return replace(ledger, grants={**ledger.grants, grant.shadow.uid: grant})
 
 
-def _changed(
-    ledger: Ledger,
-    shadow_uid: PodUID,
-    *,
-    stage: Stage,
-    made: frozenset[str] | None = None,
-    granted_unix_ns: int | None = None,
-    bound: frozenset[Bound] = frozenset(),
-) -> Ledger:
-    grant = ledger.grants.get(shadow_uid)
+def _committed(ledger: Ledger, record: Committed) -> Ledger:
+    grant = ledger.grants.get(record.shadow_uid)
     if grant is None or grant.stage is Stage.LOST:
         return ledger
     return _with(
         ledger,
         replace(
             grant,
-            stage=stage,
-            made=grant.made | (made or frozenset()),  # it may have inherited some meanwhile
-            bound=bound or grant.bound,
-            granted_unix_ns=grant.granted_unix_ns if granted_unix_ns is None else granted_unix_ns,
+            stage=Stage.COMMITTED,
+            made=grant.made | record.made,  # it may have inherited some meanwhile
+            bound=record.bound or grant.bound,
+            granted_unix_ns=record.granted_unix_ns,
         ),
     )
+
+
+def _lost(ledger: Ledger, record: Lost) -> Ledger:
+    """Mark a grant as lost; of a second record only the first one's reason counts."""
+    grant = ledger.grants.get(record.shadow_uid)
+    if grant is None or grant.stage is Stage.LOST:
+        return ledger
+    at = record.loss.kill_boot_ns if record.loss is not None else 0
+    lost = replace(
+        _with(ledger, replace(grant, stage=Stage.LOST, loss=record.loss)),
+        spent={**ledger.spent, record.shadow_uid: at},
+    )
+    if record.loss is None or record.loss.why.reason != SHADOW_NOT_RUNNING:
+        return lost
+    return replace(lost, unguarded={**lost.unguarded, grant.key: at})
 
 
 def _without(ledger: Ledger, shadow_uid: PodUID) -> Ledger:

@@ -145,7 +145,7 @@ class Health(Enum):
 class Concern:
     """Something is not as it should be, although the devices are granted."""
 
-    reason: str  # LibrariesMissing, VersionMismatch, NotPermitted, DeviceUnhealthy
+    reason: str  # LibrariesMissing, VersionMismatch, NotPermitted, NotIsolated, DeviceUnhealthy
     message: str  # names what, and what to do
 
 
@@ -158,3 +158,7 @@ class Holder:
     pod_uid: PodUID | None  # None: a process of the host
     container_id: ContainerID | None
     blocking: bool  # False: it had access of its own before us and keeps it after
+    note: str = ""  # what is special about it, in a few words
+    container: str = ""  # names, where the runtime tells them
+    pod_name: str = ""
+    pod_namespace: str = ""

@@ -19,6 +19,7 @@ from devicemount_agent.attempt import Attempt
 from devicemount_agent.container.cri import Runtime
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
+from devicemount_agent.container.main_processes import main_processes
 from devicemount_agent.errors import (
     NodeUnavailable,
     NotAllowed,
@@ -29,8 +30,8 @@ from devicemount_agent.errors import (
 from devicemount_agent.graft import graft
 from devicemount_agent.grafts import Grafts
 from devicemount_agent.journal import Journal
-from devicemount_agent.ledger import Grant, Ledger, Seen, Stage
-from devicemount_agent.logs import line
+from devicemount_agent.ledger import Grant, Guarded, Ledger, Seen, Stage
+from devicemount_agent.losses import Losses, reservation_lost
 from devicemount_agent.model import PodUID, ResourceName
 from devicemount_agent.requests import (
     ApplyRequest,
@@ -43,6 +44,7 @@ from devicemount_agent.requests import (
 from devicemount_agent.shadow import ShadowPods
 from devicemount_agent.state import MountState, Phase, ShadowState
 from devicemount_agent.usability import Usability
+from devicemount_agent.withdrawal import Withdrawal
 from devicemount_agent_api.failpoints import Failpoint, fire
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,8 @@ class Mounts:
         *,
         journal: Journal,
         grafts: Grafts,
+        withdrawal: Withdrawal,
+        losses: Losses,
         containers: KnownContainers,
         allocation: Allocation,
         shadow_pods: ShadowPods,
@@ -67,15 +71,17 @@ class Mounts:
     ) -> None:
         self._journal = journal
         self._grafts = grafts
+        self._withdrawal = withdrawal
+        self._losses = losses
         self._containers = containers
         self._allocation = allocation
         self._shadow_pods = shadow_pods
         self._runtime = runtime
         self._usability = usability
+        self.changes = grafts.changes
         self._attempts: dict[MountKey, Attempt] = {}
         self._timings: dict[MountKey, Mapping[str, int]] = {}
         self._removals: set[asyncio.Task[MountState]] = set()
-        self._losses: dict[PodUID, asyncio.Task[None]] = {}
 
     # ---- what the contract asks
 
@@ -109,27 +115,9 @@ class Mounts:
         keys = dict.fromkeys((*granted, *self._attempts))
         return tuple(self._state(key) for key in keys)
 
-    def lose(self, shadow_uid: PodUID) -> None:
-        """Handle a loss that we noticed ourselves; it is shown until the operator removes it.
-
-        Returns at once: one target pod that keeps us busy must not delay the losses of others.
-        """
-        if shadow_uid in self._losses:
-            return
-        loss = self._losses[shadow_uid] = asyncio.create_task(self._lose(shadow_uid))
-        loss.add_done_callback(lambda _: self._losses.pop(shadow_uid))
-        loss.add_done_callback(_told)
-
-    async def _lose(self, shadow_uid: PodUID) -> None:
-        grant = self._grafts.ledger.grants.get(shadow_uid)
-        if grant is None:
-            return
-        async with self._grafts.lock(grant.key.pod_uid):
-            grant = self._grafts.ledger.grants.get(shadow_uid)
-            if grant is None or grant.stage is Stage.LOST:
-                return
-            if await self._grafts.lose((grant,)):
-                await self._shadow_pods.lower_fence(shadow_uid, grant.key.mount_uid)
+    def state(self, key: MountKey) -> MountState:
+        """Return what is so of one mount; REMOVED where nothing is left."""
+        return self._state(key)
 
     @property
     def ledger(self) -> Ledger:
@@ -139,13 +127,15 @@ class Mounts:
         """End what waits, and wait for what has begun, so that nothing is torn at the end."""
         for attempt in tuple(self._attempts.values()):
             await attempt.ended()
-        if ending := {*self._removals, *self._losses.values()}:
-            await asyncio.wait(ending)
+        if self._removals:
+            await asyncio.wait(self._removals)
 
     async def forget_ended(self, container: Container) -> None:
         """Let go of a container that has ended."""
         async with self._grafts.lock(container.pod_uid):
             self._keep_containers(container.pod_uid)
+        for grant in self.ledger.in_container(container.id):
+            self.changes.note(grant.key)
 
     # ---- order
 
@@ -196,9 +186,9 @@ class Mounts:
                 return False
             if grant.key != key:
                 raise NotAllowed(f"shadow pod {shadow.name} is another mount's")
-            if grant.stage is Stage.LOST:
+            if grant.stage is Stage.LOST or self._losses.has_begun(shadow.uid):
                 raise ReservationLost(f"shadow pod {shadow.name} has lost its devices")
-            self._grafts.holders.pop(shadow.uid, None)  # nobody waits for them any more
+            self._withdrawal.keep(grant)
             return self._phase(grant) is Phase.GRANTED
 
     async def _graft(
@@ -208,12 +198,15 @@ class Mounts:
         request, timeline = attempt.request, attempt.timeline
         self._grafts.begin(request.key)
         attempt.waits()
+        await self._guarded(attempt, shadow)
         async with asyncio.timeout_at(attempt.deadline):
             container, choice = await _both(
                 self._find(attempt), self._choice(attempt, shadow, asked)
             )
             ask = Ask(shadow, request.target.namespace, request.accept_env_file)
             devices = await self._allocation.read(choice, ask)
+        if shadow.uid in self.ledger.grants and await self._is_granted(request.key, shadow):
+            return  # to its restarted container, by ourselves
         proof = asyncio.create_task(
             self._allocation.proven(shadow, request.target.namespace, choice)
         )
@@ -235,6 +228,15 @@ class Mounts:
             proof.cancel()
         self._timings[request.key] = timeline.steps_us
 
+    async def _guarded(self, attempt: Attempt, shadow: ShadowPod) -> None:
+        """Wait for the fence where the mount lost its last grant for want of one."""
+        key = attempt.request.key
+        if key not in self.ledger.unguarded:
+            return
+        async with asyncio.timeout_at(attempt.deadline):
+            await self._shadow_pods.await_fence(shadow.uid, key.mount_uid)
+        self._journal.append(Guarded(key))
+
     async def _carry_out(
         self, attempt: Attempt, grant: Grant, container: Container, proof: asyncio.Task[None]
     ) -> None:
@@ -243,6 +245,7 @@ class Mounts:
         try:
             async with asyncio.timeout_at(attempt.deadline):
                 await proof
+                await self._losses.freed(grant)
             attempt.timeline.mark("proven")
             async with pod_lock:
                 attempt.acts()
@@ -255,7 +258,7 @@ class Mounts:
         except BaseException:  # whatever it was: nothing half done stays
             attempt.acts()
             async with pod_lock:
-                await self._grafts.undo(grant)
+                await self._withdrawal.undo(grant)
             raise
 
     async def _find(self, attempt: Attempt) -> Container:
@@ -263,8 +266,8 @@ class Mounts:
         container = await self._containers.find(
             request.target, pod_uid=request.key.pod_uid, hint=request.container_hint
         )
+        attempt.container_id = container.id  # from here on it is kept open for the threads below
         await asyncio.to_thread(graft.supported, container)
-        attempt.container_id = container.id
         attempt.timeline.mark("target")
         return container
 
@@ -311,7 +314,10 @@ class Mounts:
         attempt = self._attempts.get(key)
         if attempt is not None and _concerns(request, attempt.request.shadow_pods):
             await attempt.ended()
+        if request.policy is Policy.LOST:
+            await self._lose_all(request)
         async with self._grafts.lock(key.pod_uid):
+            mains = await self._main_processes(request)  # of now: one may just have been restarted
             grants = tuple(
                 grant
                 for grant in self._grafts.ledger.of_mount(key)
@@ -319,10 +325,9 @@ class Mounts:
             )
             if not grants:
                 await self._check_unknown(key)
-            gone = await self._taken_back(request, grants)
+            gone = await self._taken_back(request, grants, mains=mains)
             for grant in grants if gone else ():
-                self._grafts.drop(grant)
-                self._usability.forget(grant)
+                self._drop(grant)
             if not self._grafts.ledger.of_mount(key):
                 self._timings.pop(key, None)
             self._keep_containers(key.pod_uid)
@@ -331,12 +336,28 @@ class Mounts:
                 await self._shadow_pods.lower_fence(uid, key.mount_uid)
         return self._state(key, removed=_gone(request, grants) if gone else ())
 
-    async def _taken_back(self, request: RemoveRequest, grants: tuple[Grant, ...]) -> bool:
-        if request.policy is Policy.LOST:
-            return await self._grafts.lose(grants)
+    async def _taken_back(
+        self, request: RemoveRequest, grants: tuple[Grant, ...], *, mains: frozenset[int]
+    ) -> bool:
+        lost = [grant for grant in grants if self._losses.has_begun(grant.shadow.uid)]
+        is_free = all(self._losses.is_settled(grant.shadow.uid) for grant in lost)
+        if request.policy is Policy.LOST or not is_free:  # the busy policy is not for what is lost
+            return is_free and len(lost) == len(grants)
+        grants = tuple(grant for grant in grants if grant not in lost)
         if self._grafts.ledger.is_outdated(request.key, request.order):
             raise StaleRequest(f"{request.order} of mount {request.key} is not the latest")
-        return await self._grafts.release(grants)
+        if request.policy is Policy.TERMINATE:
+            spared = frozenset[int]() if request.include_main_process else mains
+            return await self._withdrawal.terminate(
+                grants, grace_s=request.grace_s, mains=mains, spared=spared
+            )
+        return await self._withdrawal.release(grants)
+
+    async def _main_processes(self, request: RemoveRequest) -> frozenset[int]:
+        """Return the pids of the pod's main processes, which TERMINATE is to know."""
+        if request.policy is not Policy.TERMINATE:
+            return frozenset()
+        return await main_processes(self._runtime, request.key.pod_uid)
 
     async def _check_unknown(self, key: MountKey) -> None:
         """Raise NodeUnavailable when a damaged journal may hide a grant of this target pod."""
@@ -344,11 +365,25 @@ class Mounts:
             raise NodeUnavailable(f"the journal is damaged: {self._journal.damage}")
 
     async def _lose_for_good(self, grant: Grant) -> None:
+        uid = grant.shadow.uid
+        self._losses.begin(uid, reservation_lost(_gone_text(grant)))
+        await self._losses.settled((uid,))
         async with self._grafts.lock(grant.key.pod_uid):
-            if not await self._grafts.lose((grant,)):
-                return  # somebody holds a device still: it stays reserved
-            self._grafts.drop(grant)
-        await self._shadow_pods.lower_fence(grant.shadow.uid, grant.key.mount_uid)
+            if self._losses.is_settled(uid):  # else somebody holds a device: it stays reserved
+                self._drop(grant)
+
+    async def _lose_all(self, request: RemoveRequest) -> None:
+        """Handle what the operator says is lost; what takes longer goes on by itself."""
+        grants = self._grafts.ledger.of_mount(request.key)
+        lost = [grant for grant in grants if _concerns(request, (grant.shadow,))]
+        for grant in lost:
+            self._losses.begin(grant.shadow.uid, reservation_lost(_gone_text(grant)))
+        await self._losses.settled(grant.shadow.uid for grant in lost)
+
+    def _drop(self, grant: Grant) -> None:
+        self._grafts.drop(grant)
+        self._losses.forget(grant.shadow.uid)
+        self._usability.forget(grant)
 
     def _keep_containers(self, pod_uid: PodUID) -> None:
         attempted = (attempt.container_id for attempt in self._attempts.values())
@@ -371,7 +406,7 @@ class Mounts:
             for shadow in (attempt.request.shadow_pods if attempt else ())
             if shadow.uid not in known
         )
-        current = tuple(g for g in grants if self._phase(g) in (Phase.GRANTED, Phase.BUSY))
+        current = tuple(grant for grant in grants if self._is_usable(grant))
         return MountState(
             key=key,
             shadow_pods=(*map(self._shadow_state, grants), *waiting, *removed),
@@ -389,23 +424,39 @@ class Mounts:
             name=grant.shadow.name,
             phase=self._phase(grant),
             devices=grant.devices,
-            holders=self._grafts.holders.get(uid, ()),
+            holders=self._grafts.holders.of(uid),
             env_file=self._grafts.shown.env_file(grant),
             health=self._usability.health.of_all(grant.devices),
-            concerns=self._usability.concerns(grant),
+            concerns=(*self._grafts.concerns(grant), *self._usability.concerns(grant)),
+            repairs=self._grafts.history.repairs[uid],
+            restarts=self._grafts.history.restarts[uid],
+            lost=self._grafts.history.losses.get(uid),
         )
+
+    def _is_usable(self, grant: Grant) -> bool:
+        """Tell whether its devices can be opened in a container that runs."""
+        uid = grant.shadow.uid
+        is_permitted = uid in self._grafts.live and uid not in self._grafts.doubtful
+        runs = self._containers.running(grant.container_id) is not None
+        return grant.stage is Stage.COMMITTED and is_permitted and runs
 
     def _phase(self, grant: Grant) -> Phase:
         uid = grant.shadow.uid
         if grant.stage is Stage.LOST:
             return Phase.LOST
-        if grant.stage is Stage.INTENT or uid in self._grafts.doubtful:
+        if grant.stage is Stage.INTENT:
             return Phase.WAITING
-        if any(holder.blocking for holder in self._grafts.holders.get(uid, ())):
+        if self._grafts.holders.are_blocking((uid,)):
             return Phase.BUSY
+        if uid in self._grafts.doubtful:
+            return Phase.WAITING
         if self._containers.running(grant.container_id) is None:
             return Phase.TARGET_ENDED
         return Phase.GRANTED
+
+
+def _gone_text(grant: Grant) -> str:
+    return f"shadow pod {grant.shadow.name} has ended or is being deleted"
 
 
 def _concerns(request: RemoveRequest, shadows: Iterable[ShadowPod]) -> bool:
@@ -424,12 +475,6 @@ def _seen(task: asyncio.Task[Any]) -> None:
     """Take note of how a task ended: who waited for it may have gone away."""
     if not task.cancelled():
         task.exception()
-
-
-def _told(loss: asyncio.Task[None]) -> None:
-    """Log why a loss was not handled; it is noticed again within a second."""
-    if not loss.cancelled() and (error := loss.exception()) is not None:
-        log.error(line("could not handle loss", error=error), exc_info=error)
 
 
 async def _both(

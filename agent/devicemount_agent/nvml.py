@@ -11,10 +11,10 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TypeVar
 
-import pynvml
-
+from devicemount_agent.graft.numbers import character_drivers
 from devicemount_agent.kernel.libraries import dlopen
 from devicemount_agent.logs import line
 from devicemount_agent.model import DeviceNumber, NodeType
@@ -78,14 +78,15 @@ class Nvml:
         if number.node_type is not NodeType.CHAR or number.minor >= CONTROL_MINORS:
             return False
         try:
-            lines = (self._root / "proc/devices").read_text().splitlines()
+            drivers = character_drivers((self._root / "proc/devices").read_text())
         except FileNotFoundError:
             return False
-        return any(f"{number.major} {name}" in map(str.strip, lines) for name in DRIVER_NAMES)
+        return any((number.major, name) in drivers for name in DRIVER_NAMES)
 
     def _asked(self, question: Callable[[], _Answer]) -> _Answer | None:
         if not (self._root / DRIVER).is_dir():
             return None
+        pynvml = _bindings()
         try:
             return self._questions.ask(LIBRARY, lambda: self._initialised(question))
         except StillUnanswered:
@@ -96,6 +97,7 @@ class Nvml:
 
     def _initialised(self, question: Callable[[], _Answer]) -> _Answer:
         self._load()
+        pynvml = _bindings()
         pynvml.nvmlInit()
         try:
             return question()
@@ -114,7 +116,15 @@ class Nvml:
         self._is_loaded = True
 
 
+def _bindings() -> ModuleType:
+    """Import what a node without a driver does without: it costs 1.3 MiB."""
+    import pynvml  # noqa: PLC0415
+
+    return pynvml
+
+
 def _users() -> dict[int, frozenset[int]]:
+    pynvml = _bindings()
     users: dict[int, frozenset[int]] = {}
     for index in range(pynvml.nvmlDeviceGetCount()):
         device = pynvml.nvmlDeviceGetHandleByIndex(index)
@@ -128,6 +138,7 @@ def _users() -> dict[int, frozenset[int]]:
 
 
 def _mig_device(uuid: str) -> MigDevice:
+    pynvml = _bindings()
     device = pynvml.nvmlDeviceGetHandleByUUID(uuid)
     gpu = pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(device)
     return MigDevice(

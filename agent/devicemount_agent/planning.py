@@ -43,5 +43,5 @@ def intent_of(
         made=made,
         bound=frozenset(bound.values()),
         linked=planned.edits.linked,
-        hosted=planned.hosted,
+        hosted=planned.hosted | (grant.hosted & grant.withheld),
     )

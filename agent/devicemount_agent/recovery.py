@@ -24,8 +24,8 @@ from devicemount_agent.grafts import Grafts, facts
 from devicemount_agent.journal import Journal
 from devicemount_agent.ledger import Grant, Stage
 from devicemount_agent.logs import line
+from devicemount_agent.losses import Losses, reservation_lost
 from devicemount_agent.model import PodUID
-from devicemount_agent.shadow import ShadowPods
 from devicemount_agent.timeline import Timeline
 from devicemount_agent.usability import Usability
 
@@ -40,16 +40,17 @@ class Recovery:
         *,
         journal: Journal,
         grafts: Grafts,
+        losses: Losses,
         containers: KnownContainers,
         allocation: Allocation,
-        shadow_pods: ShadowPods,
         usability: Usability,
     ) -> None:
         self._journal = journal
         self._grafts = grafts
+        self._losses = losses
+        self._untold: list[Grant] = []
         self._containers = containers
         self._allocation = allocation
-        self._shadow_pods = shadow_pods
         self._usability = usability
 
     async def run(self) -> None:
@@ -67,7 +68,18 @@ class Recovery:
                 except (DeviceMountError, OSError):  # one pod does not keep the node from service
                     self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
                     log.exception(line("not recovered", pod_uid=pod_uid))
+        await self._forget_untold()
         log.info(line("recovered", grants=len(self._grafts.ledger.grants)))
+
+    async def _forget_untold(self) -> None:
+        """Let go of what was begun, and lost before anybody was told."""
+        await self._losses.settled(grant.shadow.uid for grant in self._untold)
+        for grant in self._untold:
+            async with self._grafts.lock(grant.key.pod_uid):
+                if self._losses.is_settled(grant.shadow.uid):
+                    self._grafts.drop(grant)
+                    self._losses.forget(grant.shadow.uid)
+        self._untold.clear()
 
     async def _recover_pod(self, grants: list[Grant]) -> None:
         """Decide about all of a pod's grants first: the kernel is told the whole of a container."""
@@ -82,7 +94,7 @@ class Recovery:
             if grant not in lost and container is not None:
                 await self._brought_in(grant, container)
         for grant in lost:
-            await self._lose(grant)
+            self._lose(grant)
 
     async def _reopened(self, grant: Grant) -> Container | None:
         """Return the container of the grant, if it still runs."""
@@ -100,6 +112,8 @@ class Recovery:
             return False
         if grant.stage is Stage.COMMITTED and not self._journal.damage:
             return True
+        if self._losses.others_with(grant):
+            return False  # they changed hands just then; who had them comes first
         return await self._allocation.still_holds(grant.shadow, grant.target.namespace, grant.ids())
 
     async def _brought_in(self, grant: Grant, container: Container) -> None:
@@ -115,10 +129,10 @@ class Recovery:
             self._grafts.shown.update_all((grant,))
             log.error(line("not verified", **facts(grant), error=error))
 
-    async def _lose(self, grant: Grant) -> None:
+    def _lose(self, grant: Grant) -> None:
         """Go on with a loss; a lost intent was never told to anybody, so it is forgotten too."""
-        is_free = await self._grafts.lose((grant,))
-        if is_free and grant.stage is Stage.INTENT:
-            self._grafts.drop(grant)
-        if is_free:
-            await self._shadow_pods.lower_fence(grant.shadow.uid, grant.key.mount_uid)
+        uid = grant.shadow.uid
+        fact = f"the devices are no longer those of shadow pod {grant.shadow.name}"
+        self._losses.begin(uid, reservation_lost(fact))
+        if grant.stage is Stage.INTENT and not grant.granted_unix_ns:
+            self._untold.append(grant)

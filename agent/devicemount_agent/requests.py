@@ -67,6 +67,7 @@ class Policy(Enum):
     """What `Remove` does about processes that hold a device."""
 
     WAIT = "wait"  # they keep it and nothing changes
+    TERMINATE = "terminate"  # those in the target pod are ended, and nobody else
     LOST = "lost"  # the device is going to be another's: they are killed
 
 
@@ -87,3 +88,5 @@ class RemoveRequest:
     order: Order
     shadow_uids: frozenset[PodUID]  # empty: all of the mount
     policy: Policy
+    grace_s: int = 0  # of TERMINATE: between TERM and KILL
+    include_main_process: bool = False  # of TERMINATE: the containers' first processes, too

@@ -8,7 +8,7 @@ tombstones rely on.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeAlias, TypeVar
 
 import grpc
@@ -19,6 +19,8 @@ from devicemount_agent.allocation.facts import ResourceFacts
 from devicemount_agent.logs import line, plain
 from devicemount_agent.model import ResourceName
 from devicemount_agent.mounts import Mounts
+from devicemount_agent.node import NodeFacts
+from devicemount_agent.requests import MountKey
 from devicemount_agent.wire import (
     from_facts,
     from_state,
@@ -29,7 +31,7 @@ from devicemount_agent.wire import (
 )
 from devicemount_agent_api.errors import REASON_KEY
 from devicemount_agent_api.identity import MountedIdentity
-from devicemount_agent_api.tls import is_operator, server_credentials
+from devicemount_agent_api.tls import KEEPALIVE_MS, is_operator, server_credentials
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
 
@@ -37,6 +39,7 @@ WAIT_LIMIT_S = 30.0  # no call lives longer: ledger.TOMBSTONE_AGE_NS relies on i
 ANSWER_BEFORE_S = 0.5  # of the caller's deadline: WAITING says more than DEADLINE_EXCEEDED
 MESSAGE_LIMIT_BYTES = 1 << 20  # 64 shadow pods need some 20 kB
 CONNECTION_AGE_MS = 3_600_000  # so that no connection outlives its certificate for long
+CONNECTION_GRACE_MS = 60_000  # then for calls under way, WAIT_LIMIT_S; a Watch is begun anew
 SENTENCE_LIMIT = 768  # characters; gRPC takes 8 kB for all that ends a call, up to 9 for each
 CALLS_LIMIT = 1024  # an Apply waits for each of 500 pods at most
 
@@ -61,15 +64,17 @@ log = logging.getLogger(__name__)
 
 _Answer = TypeVar("_Answer")
 About: TypeAlias = Callable[[ResourceName], ResourceFacts]
+Node: TypeAlias = Callable[[], Awaitable[NodeFacts]]
 _Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class AgentService(agent_pb2_grpc.AgentServicer):
     """The contract."""
 
-    def __init__(self, mounts: Mounts, about: About) -> None:
+    def __init__(self, mounts: Mounts, about: About, node: Node) -> None:
         self._mounts = mounts
         self._about = about
+        self._node = node
 
     async def Apply(
         self,
@@ -98,7 +103,29 @@ class AgentService(agent_pb2_grpc.AgentServicer):
         request: pb.NodeRequest,
         context: "grpc.aio.ServicerContext[pb.NodeRequest, pb.NodeState]",
     ) -> pb.NodeState:
-        return from_facts(map(self._about, to_resources(request)))
+        return from_facts(await self._node(), map(self._about, to_resources(request)))
+
+    async def Watch(
+        self,
+        request: pb.WatchRequest,
+        context: "grpc.aio.ServicerContext[pb.WatchRequest, pb.WatchResponse]",
+    ) -> AsyncIterator[pb.WatchResponse]:
+        """Tell all, a mark, then what changes, for as long as the caller and this agent live."""
+        told: dict[MountKey, pb.MountState] = {}
+        with self._mounts.changes.watched() as watcher:
+            for state in self._mounts.states():
+                told[state.key] = from_state(state)
+                yield pb.WatchResponse(mount=told[state.key])
+            yield pb.WatchResponse()
+            while changed := await watcher.changed():
+                for key in changed:
+                    said = from_state(self._mounts.state(key))
+                    if said == told.get(key):
+                        continue
+                    told[key] = said
+                    yield pb.WatchResponse(mount=said)
+                    if said.phase == pb.REMOVED:
+                        del told[key]
 
 
 class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
@@ -110,17 +137,28 @@ class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "_Handler":
         handler = await continuation(handler_call_details)
-        serve = handler.unary_unary if handler is not None else None
-        if serve is None:  # no such method: answered as such by the library
+        if handler is None:  # no such method: answered as such by the library
             return handler
         method = handler_call_details.method
+        serve, stream = handler.unary_unary, handler.unary_stream
 
         async def guarded(request: Any, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
-            if not is_operator(context.auth_context().get("x509_subject_alternative_name", ())):
-                log.warning(line("refused", method=method, peer=context.peer()))
-                await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the operator may call")
-            return await _told(serve(request, context), context, method)  # type: ignore[arg-type]  # aio's
+            await _check_caller(context, method)
+            return await _told(serve(request, context), context, method)  # type: ignore[arg-type,misc]  # aio's
 
+        async def guarded_stream(
+            request: Any, context: "grpc.aio.ServicerContext[Any, Any]"
+        ) -> AsyncIterator[Any]:
+            await _check_caller(context, method)
+            async for message in stream(request, context):  # type: ignore[misc,union-attr,arg-type]  # aio's
+                yield message
+
+        if stream is not None:
+            return grpc.unary_stream_rpc_method_handler(
+                guarded_stream,
+                request_deserializer=handler.request_deserializer,
+                response_serializer=handler.response_serializer,
+            )
         return grpc.unary_unary_rpc_method_handler(
             guarded,
             request_deserializer=handler.request_deserializer,
@@ -129,7 +167,7 @@ class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 async def start(
-    listen: str, identity: MountedIdentity, mounts: Mounts, *, about: About
+    listen: str, identity: MountedIdentity, mounts: Mounts, *, about: About, node: Node
 ) -> grpc.aio.Server:
     """Listen with the agent's certificate, of which there is one, and with what follows it."""
     server = grpc.aio.server(
@@ -138,13 +176,21 @@ async def start(
             ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
             ("grpc.so_reuseport", 0),
             ("grpc.max_connection_age_ms", CONNECTION_AGE_MS),
+            ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+            ("grpc.http2.min_ping_interval_without_data_ms", KEEPALIVE_MS // 2),
         ],
         maximum_concurrent_rpcs=CALLS_LIMIT,
     )
-    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts, about), server)
+    agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts, about, node), server)
     server.add_secure_port(listen, server_credentials(identity))
     await server.start()
     return server
+
+
+async def _check_caller(context: "grpc.aio.ServicerContext[Any, Any]", method: str) -> None:
+    if not is_operator(context.auth_context().get("x509_subject_alternative_name", ())):
+        log.warning(line("refused", method=method, peer=context.peer()))
+        await context.abort(grpc.StatusCode.PERMISSION_DENIED, "only the operator may call")
 
 
 async def _told(

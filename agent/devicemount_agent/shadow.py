@@ -12,25 +12,28 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from enum import Enum
 from typing import Protocol
 
 from devicemount_agent.container.cgroup import owner_of
 from devicemount_agent.container.cri import ContainerFacts, SandboxFacts
 from devicemount_agent.errors import NodeUnavailable, NotAllowed
+from devicemount_agent.kernel.pidfd import has_ended
 from devicemount_agent.logs import line
 from devicemount_agent.model import ContainerID, MountUID, PodUID
 from devicemount_agent.requests import ShadowPod
 
 HOLD = "hold"
 SHADOW_LABEL = "devicemount.io/shadow"
-DELETED_NAME = "hold-deleted"
+DELETED_COMM = b"hold-deleted\n"
+NAME_BYTES = 64  # the kernel gives 16 at most
 
 LATE_S = 70.0  # the fence's 60 s, and what a slow runtime needs to start `hold`
 LATE_POLL_S = 0.5
+START_POLL_S = 0.25
 
 log = logging.getLogger(__name__)
 
@@ -42,22 +45,38 @@ class Runtime(Protocol):
 
     async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None: ...
 
+    async def all_running(self, name: str) -> Mapping[PodUID, ContainerID]: ...
+
     async def container(self, container_id: ContainerID) -> ContainerFacts | None: ...
+
+
+class HoldState(Enum):
+    """What a `hold` was told."""
+
+    STAYING = "staying"  # nothing: the fence stands
+    DELETED = "deleted"  # its pod is being deleted; the fence stands until we lower it
+    ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """A running `hold`. Its descriptor belongs to who opened it."""
+    """A running `hold`. Its descriptors belong to who opened it."""
 
     pid: int
     pidfd: int
+    comm_fd: int  # its name, which no other process can come to stand for
 
-    def is_deleted(self) -> bool:
-        """Tell whether it has been told that its pod is being deleted."""
+    def state(self) -> HoldState:
+        """Read its name. Costs microseconds and never waits."""
         try:
-            return Path(f"/proc/{self.pid}/comm").read_text().strip() == DELETED_NAME
-        except (FileNotFoundError, ProcessLookupError):
-            return True
+            is_deleted = os.pread(self.comm_fd, NAME_BYTES, 0) == DELETED_COMM
+        except ProcessLookupError:
+            return HoldState.ENDED
+        return HoldState.DELETED if is_deleted else HoldState.STAYING
+
+    def close(self) -> None:
+        os.close(self.comm_fd)
+        os.close(self.pidfd)
 
 
 class ShadowPods:
@@ -86,7 +105,35 @@ class ShadowPods:
         if hold is None:
             return None
         with _closed_after(hold):
-            return not hold.is_deleted()
+            return hold.state() is HoldState.STAYING
+
+    async def await_fence(self, uid: PodUID, mount_uid: MountUID) -> None:
+        """Wait until the pod's `hold` runs, and was not told to end. Raises NodeUnavailable."""
+        while True:
+            if await self.is_staying(uid, mount_uid):
+                return
+            await asyncio.sleep(START_POLL_S)
+
+    async def running(self) -> Mapping[PodUID, ContainerID]:
+        """Return the containers named as the fence is, of all pods. Raises NodeUnavailable."""
+        return await self._runtime.all_running(HOLD)
+
+    async def opened(
+        self, uid: PodUID, mount_uid: MountUID, container_id: ContainerID
+    ) -> Hold | None:
+        """Open a running `hold`, which the caller closes; None: it has ended, or is not one."""
+        sandbox = await self._runtime.sandbox(uid)
+        if sandbox is None or sandbox.labels.get(SHADOW_LABEL) != mount_uid:
+            return None
+        facts = await self._runtime.container(container_id)
+        if facts is None or not facts.is_running or facts.pid <= 0 or facts.pod_uid != uid:
+            return None
+        return _opened(facts)
+
+    async def has_sandbox(self, uid: PodUID) -> bool:
+        """Tell whether the runtime has a sandbox of the pod that is ready."""
+        sandbox = await self._runtime.sandbox(uid)
+        return sandbox is not None and sandbox.is_ready
 
     async def lower_fence(self, uid: PodUID, mount_uid: MountUID) -> None:
         """Let `hold` end; if it does not run yet, stay behind and let it end when it does."""
@@ -119,28 +166,21 @@ class ShadowPods:
         return True
 
     async def _hold(self, uid: PodUID, mount_uid: MountUID) -> Hold | None:
-        sandbox = await self._runtime.sandbox(uid)
-        if sandbox is None or sandbox.labels.get(SHADOW_LABEL) != mount_uid:
-            return None
         container_id = await self._runtime.running(uid, HOLD)
-        facts = await self._runtime.container(container_id) if container_id else None
-        if facts is None or not facts.is_running or facts.pid <= 0:
-            return None
-        return _opened(facts)
+        return await self.opened(uid, mount_uid, container_id) if container_id else None
 
 
 def _opened(facts: ContainerFacts) -> Hold | None:
     """Open the process that the runtime named, and only then see that it is the container's."""
-    try:
-        hold = Hold(facts.pid, os.pidfd_open(facts.pid))
-    except ProcessLookupError:
-        return None
-    try:
-        if owner_of(facts.pid) == (facts.pod_uid, facts.id):
-            return hold
-    except ProcessLookupError:
-        pass
-    os.close(hold.pidfd)
+    with ExitStack() as stack, suppress(FileNotFoundError, ProcessLookupError):
+        pidfd = os.pidfd_open(facts.pid)
+        stack.callback(os.close, pidfd)
+        comm_fd = os.open(f"/proc/{facts.pid}/comm", os.O_RDONLY | os.O_CLOEXEC)
+        stack.callback(os.close, comm_fd)
+        is_it = owner_of(facts.pid) == (facts.pod_uid, facts.id)
+        if is_it and not has_ended(pidfd):  # else all of that may have been another's
+            stack.pop_all()
+            return Hold(facts.pid, pidfd, comm_fd)
     return None
 
 
@@ -149,4 +189,4 @@ def _closed_after(hold: Hold) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(hold.pidfd)
+        hold.close()

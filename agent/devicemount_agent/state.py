@@ -39,6 +39,9 @@ class ShadowState:
     env_file: str = ""  # path in the container; empty: there is none
     health: Mapping[tuple[ResourceName, DeviceID], Health] = field(default_factory=dict)
     concerns: tuple[Concern, ...] = ()
+    repairs: int = 0  # how often access was given again that somebody had taken
+    restarts: int = 0  # how often it was granted again to the container's next run
+    lost: Concern | None = None  # why, where the phase is LOST
 
 
 @dataclass(frozen=True, slots=True)

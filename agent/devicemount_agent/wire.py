@@ -22,6 +22,7 @@ from devicemount_agent.model import (
     PodUID,
     ResourceName,
 )
+from devicemount_agent.node import NodeFacts
 from devicemount_agent.requests import (
     ApplyRequest,
     Epoch,
@@ -39,6 +40,7 @@ SHADOW_PODS_LIMIT = 64  # ordinals that the operator tries
 RESOURCES_LIMIT = 16
 COUNT_LIMIT = 1 << 20  # Volcano counts GPU memory in devices of 1 MiB
 NODE_RESOURCES_LIMIT = 256  # in one question about the node
+GRACE_LIMIT_S = 3600  # what a DeviceMount may ask for
 CONCERN_LIMIT = 1024  # characters of a sentence
 HOLDERS_LIMIT = 32  # of one shadow pod; the message says how many there are
 
@@ -82,14 +84,18 @@ def to_remove(message: pb.RemoveRequest) -> RemoveRequest:
     """Check a RemoveRequest. Raises NotAllowed."""
     if len(message.shadow_uids) > SHADOW_PODS_LIMIT:
         raise NotAllowed(f"{len(message.shadow_uids)} shadow pods")
-    policies = {pb.WAIT: Policy.WAIT, pb.LOST: Policy.LOST}
+    policies = {pb.WAIT: Policy.WAIT, pb.TERMINATE: Policy.TERMINATE, pb.LOST: Policy.LOST}
     if message.policy not in policies:
         raise NotAllowed(f"policy {message.policy}")
+    if not 0 <= message.grace_seconds <= GRACE_LIMIT_S:
+        raise NotAllowed(f"{message.grace_seconds} s of grace")
     return RemoveRequest(
         key=_key(message.key),
         order=_order(message.epoch, message.revision),
         shadow_uids=frozenset(PodUID(_matched(_UID, u, "UID")) for u in message.shadow_uids),
         policy=policies[message.policy],
+        grace_s=message.grace_seconds,
+        include_main_process=message.include_main_process,
     )
 
 
@@ -100,8 +106,13 @@ def to_resources(message: pb.NodeRequest) -> tuple[ResourceName, ...]:
     return tuple(ResourceName(_matched(_RESOURCE, r, "resource")) for r in message.resources)
 
 
-def from_facts(facts: Iterable[ResourceFacts]) -> pb.NodeState:
+def from_facts(node: NodeFacts, facts: Iterable[ResourceFacts]) -> pb.NodeState:
     return pb.NodeState(
+        cgroup_mode=node.cgroup_mode,
+        kernel=node.kernel,
+        runtime=node.runtime,
+        boot_id=node.boot_id,
+        version=node.version,
         resources=[
             pb.ResourceState(
                 resource=fact.resource,
@@ -112,7 +123,7 @@ def from_facts(facts: Iterable[ResourceFacts]) -> pb.NodeState:
                 driver_missing=fact.driver_missing,
             )
             for fact in facts
-        ]
+        ],
     )
 
 
@@ -140,6 +151,9 @@ def _from_shadow(shadow: ShadowState) -> pb.ShadowState:
         holders=map(_from_holder, shadow.holders[:HOLDERS_LIMIT]),
         holders_total=len(shadow.holders),
         concerns=map(_from_concern, shadow.concerns),
+        repairs=shadow.repairs,
+        restarts=shadow.restarts,
+        lost=_from_concern(shadow.lost) if shadow.lost is not None else None,
     )
 
 
@@ -176,6 +190,10 @@ def _from_holder(holder: Holder) -> pb.Holder:
         pod_uid=holder.pod_uid or "",
         container_id=holder.container_id or "",
         blocking=holder.blocking,
+        container=holder.container,
+        pod_name=holder.pod_name,
+        pod_namespace=holder.pod_namespace,
+        note=holder.note,
     )
 
 

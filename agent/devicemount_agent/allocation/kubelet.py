@@ -10,10 +10,7 @@ the content, and List decides; read.py joins them. Calls of List share flights, 
 
 import asyncio
 import base64
-import errno
 import json
-import logging
-import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +18,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
+from devicemount_agent.bell import Bell
 from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.kernel import inotify
 from devicemount_agent.model import DeviceID, PodUID, ResourceName
@@ -28,15 +26,12 @@ from devicemount_agent.sockets import channel_to
 from devicemount_node_api import podresources_pb2, podresources_pb2_grpc
 
 CHECKPOINT_NAME = "kubelet_internal_checkpoint"
-POLL_S = 0.1  # where the node's inotify instances are used up
 REREAD_S = 1.0  # should an event ever be missed
 
 CALL_TIMEOUT_S = 5.0
 LIMITED_FOR_S = 10.0  # how long the rate limit is waited out
 LIMIT_PAUSE_S = 0.012  # a little above the 10 ms in which the kubelet allows one more call
 MESSAGE_LIMIT_BYTES = 64 << 20  # 500 pods with 1000 devices each stay below
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +94,12 @@ def parse_registered(raw: bytes) -> Registered:
 class Checkpoint:
     """The kubelet's file, and a wake-up when there is a new one."""
 
-    def __init__(self, directory: Path) -> None:
-        """Watch the directory. Needs a running event loop. Raises OSError."""
+    def __init__(self, directory: Path, bell: Bell) -> None:
+        """Watch the directory. Raises OSError when it is not there."""
         self._path = directory / CHECKPOINT_NAME
         self._changed = asyncio.Event()
-        self._reread_s = REREAD_S
-        self._fd = -1
         self._parsed: tuple[bytes | None, tuple[Entry, ...]] = (None, ())
-        try:
-            self._fd = inotify.inotify_init1()
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
-            self._reread_s = POLL_S
-            log.warning("polled checkpoint every_s=%s error=%r", POLL_S, error.strerror)
-            return
-        inotify.inotify_add_watch(self._fd, str(directory), inotify.IN_MOVED_TO)
-        asyncio.get_running_loop().add_reader(self._fd, self._wake)
-
-    def close(self) -> None:
-        if self._fd >= 0:
-            asyncio.get_running_loop().remove_reader(self._fd)
-            os.close(self._fd)
+        bell.hang(directory, self._wake, mask=inotify.IN_MOVED_TO)
 
     def read(self) -> tuple[Entry, ...]:
         """Return what stands in it now; nothing before the node's first allocation."""
@@ -145,13 +124,12 @@ class Checkpoint:
             changed = self._changed
             yield self.read()
             try:
-                async with asyncio.timeout(self._reread_s):
+                async with asyncio.timeout(REREAD_S):
                     await changed.wait()
             except TimeoutError:
                 continue
 
     def _wake(self) -> None:
-        inotify.drain(self._fd)
         self._changed.set()
         self._changed = asyncio.Event()
 

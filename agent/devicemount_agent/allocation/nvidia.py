@@ -18,6 +18,7 @@ from devicemount_agent.allocation.host import Host
 from devicemount_agent.allocation.resolver import Resolved
 from devicemount_agent.allocation.said import Subject
 from devicemount_agent.errors import AllocationUnknown, NotAllowed
+from devicemount_agent.graft.numbers import character_drivers
 from devicemount_agent.model import Access, DeviceNode, DeviceNumber, Edits, Link
 from devicemount_agent.profiles.profile import Named
 
@@ -190,10 +191,10 @@ class NvidiaProc:
 
     def _major(self, driver: str) -> int:
         with named():
-            characters = self._host.text("/proc/devices").partition("Block devices:")[0]
-        for fields in map(str.split, characters.splitlines()):
-            if fields[1:] == [driver] and _NUMBER.fullmatch(fields[0]):
-                return int(fields[0])
+            drivers = character_drivers(self._host.text("/proc/devices"))
+        for major, name in drivers:
+            if name == driver:
+                return major
         raise AllocationUnknown(f"/proc/devices has no {driver}")
 
     # ---- nodes

@@ -116,6 +116,11 @@ def _is_of(entry: Entry, uid: PodUID) -> bool:
     return entry.pod_uid == uid and entry.container == HOLD
 
 
+def entries_of(entries: Iterable[Entry], uid: PodUID) -> tuple[Entry, ...]:
+    """Return what the checkpoint names for a shadow pod."""
+    return tuple(entry for entry in entries if _is_of(entry, uid))
+
+
 def choice_of(
     entries: Iterable[Entry], uid: PodUID, asked: Mapping[ResourceName, int]
 ) -> Choice | None:

@@ -6,12 +6,14 @@ system of its own), so a child reads it, with a deadline, and the kernel's short
 """
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 from devicemount_agent.kernel.files import lines_of
 
 COMMAND_BYTES = 256
 _TIMEOUT_S = 0.2
+_START_TIME = 19  # of the fields after the command: field 22
 
 
 def pid_inside(pid: int) -> int:
@@ -42,6 +44,24 @@ def short_name(pid: int) -> str:
     return printable(Path(f"/proc/{pid}/comm").read_bytes().rstrip(b"\n"))
 
 
+def start_time(pid: int) -> int:
+    """Return when a process started, in clock ticks after the boot: with the pid, which one it is.
+
+    Raises FileNotFoundError, ProcessLookupError.
+    """
+    return int(_stat(Path(f"/proc/{pid}/stat"))[_START_TIME])
+
+
+def states(pid: int) -> set[str]:
+    """Return the states that its tasks are in: R, S, D and so on."""
+    found, tasks = set(), Path(f"/proc/{pid}/task")
+    with suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
+        for task in tuple(tasks.iterdir()):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                found.add(_stat(task / "stat")[0].decode())
+    return found
+
+
 def printable(raw: bytes) -> str:
     """Join arguments by spaces, escape control characters, cut to 256 bytes and mark the cut."""
     text = raw.rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")
@@ -50,6 +70,11 @@ def printable(raw: bytes) -> str:
     if len(encoded) <= COMMAND_BYTES:
         return escaped
     return encoded[: COMMAND_BYTES - 3].decode(errors="ignore") + "..."
+
+
+def _stat(path: Path) -> list[bytes]:
+    """Return the fields of proc_pid_stat(5) after the command, which may hold anything."""
+    return path.read_bytes().rpartition(b")")[2].split()
 
 
 def _command_line(pid: int) -> bytes:

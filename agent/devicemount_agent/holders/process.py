@@ -32,9 +32,11 @@ def wanted(numbers: frozenset[DeviceNumber]) -> Wanted:
 def held(pid: int, devices: Wanted) -> Held:
     """Return which of the devices a process has open or mapped, and how."""
     found: dict[DeviceNumber, Access] = {}
-    for task in _tasks_with_own_files(pid):
-        for name, number in _matching(f"/proc/{pid}/task/{task}/fd", devices):
-            access = _descriptor_access(f"/proc/{pid}/task/{task}/fdinfo/{name}")
+    for table in tables(pid):
+        for name, number in _matching(f"{table}/fd", devices):
+            if found.get(number) == Access.READ | Access.WRITE:
+                continue
+            access = _descriptor_access(f"{table}/fdinfo/{name}")
             if access:
                 found[number] = found.get(number, Access.NONE) | access
     directory = _mappings(pid)
@@ -85,8 +87,8 @@ def _matching(directory: str, devices: Wanted) -> Iterator[tuple[str, DeviceNumb
                 yield name, number
 
 
-def _tasks_with_own_files(pid: int) -> Iterator[int]:
-    """Yield one task for each descriptor table of a process.
+def tables(pid: int) -> Iterator[str]:
+    """Yield, for each descriptor table of a process, one task's directory of /proc.
 
     Tables have an order: a tenant may have made one for each of many thousand threads.
     """
@@ -97,7 +99,7 @@ def _tasks_with_own_files(pid: int) -> Iterator[int]:
             if place is None:
                 continue
             seen.insert(place, task)
-        yield task
+        yield f"/proc/{pid}/task/{task}"
 
 
 def _place_of_table(task: int, seen: list[int]) -> int | None:

@@ -9,13 +9,15 @@ second while something is amiss, and else every few seconds.
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from devicemount_agent.allocation.kubelet import Checkpoint, PodResources, Registered
+from devicemount_agent.changes import Changes
 from devicemount_agent.errors import DeviceMountError, NodeUnavailable
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
-from devicemount_agent.model import DeviceID, ResourceName
+from devicemount_agent.model import DeviceID, PodUID, ResourceName
 from devicemount_agent.renewal import Renewal
 from devicemount_agent.usability import Usability
 
@@ -23,6 +25,8 @@ ALL_EVERY_S = 5.0
 RETRY_S = 0.2
 
 log = logging.getLogger(__name__)
+
+Told: TypeAlias = Mapping[PodUID, tuple[object, ...]]
 
 
 async def watch(
@@ -32,10 +36,12 @@ async def watch(
     renewal: Renewal,
     *,
     ledger: Callable[[], Ledger],
+    changes: Changes,
 ) -> None:
     """Look at every version of the checkpoint, for ever: there is one every second at least."""
     clock = asyncio.get_running_loop().time
     before: Registered = {}
+    told: Told = {}
     ended: frozenset[ResourceName] = frozenset()
     all_at_s = 0.0
     while True:
@@ -46,6 +52,8 @@ async def watch(
                 is_due = registered != before or bool(ended) or clock() >= all_at_s
                 usability.health.note(_without(registered, ended), now_s=clock())
                 if not is_due:
+                    if not all(registered.values()):  # what is none for long becomes unhealthy
+                        told = _noted(changes, usability, grants, told)
                     await renewal.follow([g for g in grants if usability.health.concerns(g)])
                     continue
                 before, all_at_s = registered, clock() + ALL_EVERY_S
@@ -55,9 +63,25 @@ async def watch(
                     all_at_s = clock()  # what waited for health is followed up next time
                 usability.health.note(_without(registered, ended), now_s=clock())
                 await usability.look_again(grants)
+                told = _noted(changes, usability, grants, told)
         except (DeviceMountError, OSError) as error:
             log.warning(line("could not see health", error=error))
         await asyncio.sleep(RETRY_S)
+
+
+def _noted(changes: Changes, usability: Usability, grants: Iterable[Grant], told: Told) -> Told:
+    """Note the mounts of which something else is said now; return what is said."""
+    said = {
+        grant.shadow.uid: (
+            usability.concerns(grant),
+            *usability.health.of_all(grant.devices).items(),
+        )
+        for grant in grants
+    }
+    for grant in grants:
+        if told.get(grant.shadow.uid) != said[grant.shadow.uid]:
+            changes.note(grant.key)
+    return said
 
 
 def committed(ledger: Ledger) -> tuple[Grant, ...]:

@@ -9,7 +9,8 @@ pods, decides.
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 
 from devicemount_agent.allocation.kubelet import Checkpoint, Entry, PodResources
 from devicemount_agent.allocation.read import other_with
@@ -17,45 +18,65 @@ from devicemount_agent.errors import DeviceMountError
 from devicemount_agent.grafts import facts
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
-from devicemount_agent.mounts import Mounts
+from devicemount_agent.losses import Losses, reservation_lost
+from devicemount_agent.model import DeviceID, PodUID, ResourceName
 
 RETRY_S = 0.2
 
 log = logging.getLogger(__name__)
 
 
-async def watch(checkpoint: Checkpoint, pod_resources: PodResources, mounts: Mounts) -> None:
+async def watch(
+    checkpoint: Checkpoint,
+    pod_resources: PodResources,
+    losses: Losses,
+    *,
+    ledger: Callable[[], Ledger],
+) -> None:
     """Look at every version of the checkpoint, for ever; also at one that cannot be read yet."""
+    said = ""
     while True:
         try:
             async for entries in checkpoint.versions():
-                suspects = suspected(entries, mounts.ledger)
+                suspects = suspected(entries, ledger(), losses)
                 if suspects:
-                    await _judge(suspects, pod_resources, mounts)
+                    await _judge(suspects, pod_resources, losses)
         except (DeviceMountError, OSError) as error:
-            log.warning(line("could not judge", error=error))
+            if str(error) != said:
+                log.warning(line("could not judge", error=error))
+            said = str(error)
         await asyncio.sleep(RETRY_S)
 
 
-def suspected(entries: Iterable[Entry], ledger: Ledger) -> tuple[Grant, ...]:
-    """Return the grants of which a device stands under another pod's UID too."""
-    entries = tuple(entries)
+def suspected(entries: Iterable[Entry], ledger: Ledger, losses: Losses) -> tuple[Grant, ...]:
+    """Return the grants of which a device stands under another pod's UID too.
+
+    Of those that are being lost only those whose holders still have time.
+    """
+    pods: defaultdict[tuple[ResourceName, DeviceID], set[PodUID]] = defaultdict(set)
+    for entry in entries:
+        for device_id in entry.ids:
+            pods[entry.resource, device_id].add(entry.pod_uid)
+    waiting = losses.waiting()
     return tuple(
         grant
         for grant in ledger.grants.values()
-        if grant.stage is Stage.COMMITTED and any(_is_other(entry, grant) for entry in entries)
+        if (_is_safe(grant, losses) or grant.shadow.uid in waiting)
+        and any(pods.get((d.resource, d.id), set()) - {grant.shadow.uid} for d in grant.devices)
     )
 
 
-def _is_other(entry: Entry, grant: Grant) -> bool:
-    wanted = grant.ids().get(entry.resource, frozenset())
-    return entry.pod_uid != grant.shadow.uid and bool(entry.ids & wanted)
+def _is_safe(grant: Grant, losses: Losses) -> bool:
+    return grant.stage is Stage.COMMITTED and not losses.has_begun(grant.shadow.uid)
 
 
-async def _judge(suspects: Iterable[Grant], pod_resources: PodResources, mounts: Mounts) -> None:
+async def _judge(suspects: Iterable[Grant], pod_resources: PodResources, losses: Losses) -> None:
     listing = await pod_resources.list()
     for grant in suspects:
         other = other_with(listing, grant.target.namespace, grant.shadow.name, grant.ids())
-        if other is not None:
+        if other is None:
+            continue
+        if _is_safe(grant, losses):
             log.error(line("found device elsewhere", **facts(grant), other="/".join(other)))
-            mounts.lose(grant.shadow.uid)
+        losses.begin(grant.shadow.uid, reservation_lost(f"pod {'/'.join(other)} has the device"))
+        losses.hurry(grant.shadow.uid)

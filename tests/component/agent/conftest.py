@@ -54,6 +54,12 @@ def v1(tmp_path: Path) -> Iterator[Lab]:
         yield made
 
 
+@pytest.fixture
+def hierarchy(v1: Lab) -> Lab:
+    """The cgroups in which the node's containers are."""
+    return v1
+
+
 @dataclass
 class Shadow:
     """A shadow pod as the kubelet has it."""
@@ -93,8 +99,8 @@ class Node:
 
     # ---- the node's side
 
-    def target(self, name: str = "notebook-0") -> Target:
-        box = self.lab.container()
+    def target(self, name: str = "notebook-0", *, own_users: bool = False) -> Target:
+        box = self.lab.container(own_users=own_users)
         pod = FakePod(box.pod_uid, NAMESPACE, name)
         self.runtime.add(pod, "notebook", container_id=box.id, pid=box.init_pid)
         return Target(pod, box)
@@ -103,6 +109,7 @@ class Node:
         """The target's container ends and another one of the same pod runs."""
         self.runtime.containers[target.box.id].is_running = False
         target.box.inside.process.kill()
+        target.box.inside.process.wait()
         box = self.lab.container(pod_uid=PodUID(target.pod.uid))
         self.runtime.add(target.pod, "notebook", container_id=box.id, pid=box.init_pid)
         return Target(target.pod, box, target.mount_uid)
@@ -150,13 +157,20 @@ class Node:
         return await self.stub.Apply(self.apply_request(target, *shadows), timeout=timeout_s)
 
     async def remove(
-        self, target: Target, *shadows: Shadow, policy: "pb.Policy.ValueType" = pb.WAIT
+        self,
+        target: Target,
+        *shadows: Shadow,
+        policy: "pb.Policy.ValueType" = pb.WAIT,
+        grace_s: int = 0,
+        include_main: bool = False,
     ) -> pb.MountState:
         self.revision += 1
         request = pb.RemoveRequest(
             key=target.key,
             shadow_uids=[shadow.pod.uid for shadow in shadows],
             policy=policy,
+            grace_seconds=grace_s,
+            include_main_process=include_main,
             epoch=self.order(),
             revision=self.revision,
         )
@@ -204,7 +218,11 @@ def free_port() -> int:
 
 @pytest.fixture
 async def node(
-    tmp_path: Path, authority: Authority, hold: Path, v1: Lab, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    authority: Authority,
+    hold: Path,
+    hierarchy: Lab,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Node]:
     # The machine's first process may be out of sight where tests run; ours is the node's here.
     monkeypatch.setattr("devicemount_agent.graft.shape.NODE_PROCESS", Path("/proc/self"))
@@ -228,7 +246,7 @@ async def node(
             hold=hold,
         ),
         authority=authority,
-        lab=v1,
+        lab=hierarchy,
         kubelet=FakeKubelet(plugins),
     )
     runtime = await serve_runtime(made.runtime, made.settings.cri_socket)

@@ -26,6 +26,7 @@ class FakeContainer:
     pid: int
     labels: dict[str, str]
     is_running: bool = True
+    permitted: list[tuple[str, int, int]] = field(default_factory=list)  # by the runtime's spec
 
 
 @dataclass
@@ -34,6 +35,7 @@ class FakePod:
     namespace: str
     name: str
     labels: dict[str, str] = field(default_factory=dict)
+    annotations: dict[str, str] = field(default_factory=dict)
 
 
 class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
@@ -42,6 +44,7 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
     def __init__(self) -> None:
         self.containers: dict[str, FakeContainer] = {}
         self.sandboxes: list[FakePod] = []
+        self.lists = 0
 
     def add(self, pod: FakePod, name: str, *, container_id: str, pid: int) -> None:
         labels = {
@@ -53,9 +56,12 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         self.containers[container_id] = FakeContainer(container_id, pid, labels)
 
     async def Version(self, request, context):  # type: ignore[no-untyped-def]
-        return cri_pb2.VersionResponse(version="0.1.0")
+        return cri_pb2.VersionResponse(
+            version="0.1.0", runtime_name="fake", runtime_version="0.1.0"
+        )
 
     async def ListContainers(self, request, context):  # type: ignore[no-untyped-def]
+        self.lists += 1
         wanted = dict(request.filter.label_selector)
         found = (
             cri_pb2.Container(id=c.id, labels=c.labels)
@@ -70,23 +76,32 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
             await context.abort(grpc.StatusCode.NOT_FOUND, "an error occurred: not found")
             raise AssertionError
         state = cri_pb2.CONTAINER_RUNNING if known.is_running else cri_pb2.CONTAINER_EXITED
+        rules = [
+            {"allow": True, "type": kind, "major": major, "minor": minor, "access": "rwm"}
+            for kind, major, minor in known.permitted
+        ]
+        own = {
+            "pid": known.pid if known.is_running else 0,
+            "runtimeSpec": {"linux": {"resources": {"devices": [{"allow": False}, *rules]}}},
+        }
         namespaces = {"config": {"linux": {"security_context": {"namespace_options": {"pid": 1}}}}}
         return cri_pb2.ContainerStatusResponse(
             status=cri_pb2.ContainerStatus(id=known.id, labels=known.labels, state=state),
-            info={"info": json.dumps(namespaces | {"pid": known.pid if known.is_running else 0})},
+            info={"info": json.dumps(namespaces | own)},
         )
 
     async def ListPodSandbox(self, request, context):  # type: ignore[no-untyped-def]
-        uid = request.filter.label_selector["io.kubernetes.pod.uid"]
+        wanted = dict(request.filter.label_selector)
         found = (
             cri_pb2.PodSandbox(
                 metadata=cri_pb2.PodSandboxMetadata(
                     name=pod.name, uid=pod.uid, namespace=pod.namespace
                 ),
                 labels=pod.labels | {"io.kubernetes.pod.uid": pod.uid},
+                annotations=pod.annotations,
             )
             for pod in self.sandboxes
-            if pod.uid == uid
+            if wanted.items() <= {"io.kubernetes.pod.uid": pod.uid}.items()
         )
         return cri_pb2.ListPodSandboxResponse(items=found)
 

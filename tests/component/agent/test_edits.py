@@ -17,11 +17,17 @@ from devicemount_node_api import deviceplugin_pb2
 
 from .conftest import DEADLINE_S, RESOURCE, Node, Shadow, Target
 from .test_mount import can_open, until
-from .test_recovery import AGENT_POINTS, killed_at
+from .test_recovery import killed_at
 
 OTHER_MOUNT_UID = "22222222-bbbb-4bbb-8bbb-222222222222"
 ENV = "/run/devicemount/notebook-gpu.env"
 READY = "/run/devicemount/notebook-gpu.ready"
+POINTS = [
+    Failpoint.AGENT_AFTER_INTENT,
+    Failpoint.AGENT_AFTER_MOUNTS,
+    Failpoint.AGENT_AFTER_GRANT,
+    Failpoint.AGENT_BEFORE_COMMIT,
+]
 
 
 @pytest.fixture
@@ -216,7 +222,7 @@ async def test_a_restart_of_the_agent_changes_nothing(node: Node, driver: Path) 
         assert mounted(target) == set()
 
 
-@pytest.mark.parametrize("point", AGENT_POINTS, ids=lambda point: point.value)
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.value)
 async def test_an_agent_that_was_killed_ends_mounted_or_clean(
     node: Node, driver: Path, point: Failpoint
 ) -> None:
@@ -238,7 +244,7 @@ async def test_an_agent_that_was_killed_ends_mounted_or_clean(
         assert names(target) == before
 
 
-@pytest.mark.parametrize("point", AGENT_POINTS, ids=lambda point: point.value)
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.value)
 async def test_what_was_begun_goes_when_the_reservation_went_meanwhile(
     node: Node, driver: Path, point: Failpoint
 ) -> None:

@@ -21,7 +21,7 @@ from devicemount_agent_api.v1 import agent_pb2_grpc
 from .conftest import DEADLINE_S, Node
 from .test_mount import can_open, until
 
-AGENT_POINTS = [point for point in Failpoint if point.name.startswith("AGENT_")]
+POINTS = [Failpoint.AGENT_AFTER_INTENT, Failpoint.AGENT_AFTER_GRANT]  # all: test_failpoints.py
 
 PROGRAM = """
 import sys
@@ -57,7 +57,7 @@ async def killed_at(node: Node, point: Failpoint) -> "AsyncIterator[agent_pb2_gr
             await process.wait()
 
 
-@pytest.mark.parametrize("point", AGENT_POINTS, ids=lambda point: point.value)
+@pytest.mark.parametrize("point", POINTS, ids=lambda point: point.value)
 async def test_an_agent_that_was_killed_goes_forward(node: Node, point: Failpoint) -> None:
     target = node.target()
     shadow = node.reserved(target, "vcs1")
@@ -141,37 +141,19 @@ async def test_a_target_that_ended_meanwhile_is_told(node: Node) -> None:
         assert (await node.remove(target)).phase == pb.REMOVED
 
 
-async def test_of_a_damaged_journal_nothing_is_granted_but_all_can_be_removed(node: Node) -> None:
-    target, other = node.target(), node.target("other-0")
-    async with node.agent():
-        await node.apply(target, node.reserved(target, "vcs1"))
-        await node.apply(other, node.reserved(other, "vcsa1"))
-    journal = node.settings.journal_directory / "journal"
-    lines = journal.read_bytes().split(b"\n")
-    last_commit = max(at for at, line in enumerate(lines) if b'"commit"' in line)
-    lines[last_commit] = lines[last_commit].replace(b"commit", b"comnit")
-    journal.write_bytes(b"\n".join(lines))
-
-    async with node.agent():
-        assert await ready(node) == 503
-        assert can_open(target, "vcs1")
-        unknown = node.target("unknown-0")
-        with pytest.raises(grpc.aio.AioRpcError, match="damaged, nothing is granted"):
-            await node.apply(unknown, node.reserved(unknown, "vcsu1"))
-        with pytest.raises(grpc.aio.AioRpcError, match="the journal is damaged"):
-            await node.remove(unknown)
-        assert (await node.remove(target)).phase == pb.REMOVED
-        assert not can_open(target, "vcs1")
-
-
 async def ready(node: Node) -> int:
     """Ask the readiness probe."""
+    return (await readiness(node))[0]
+
+
+async def readiness(node: Node) -> tuple[int, str]:
+    """Ask the readiness probe, also for its reason."""
     reader, writer = await asyncio.open_connection("127.0.0.1", node.settings.health_port)
     writer.write(b"GET /readyz HTTP/1.1\r\nHost: agent\r\n\r\n")
-    status = await reader.readline()
+    answer = (await reader.read()).decode()
     writer.close()
     await writer.wait_closed()
-    return int(status.split()[1])
+    return int(answer.split()[1]), answer.partition("\r\n\r\n")[2]
 
 
 async def test_it_is_ready_while_kubelet_and_runtime_answer(node: Node) -> None:

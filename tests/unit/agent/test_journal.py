@@ -11,18 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from devicemount_agent.errors import NodeUnavailable
-from devicemount_agent.journal import SLACK_RECORDS, Journal, replay
+from devicemount_agent.journal import SLACK_RECORDS, Journal, replay, replayed
 from devicemount_agent.ledger import (
     Committed,
     Earlier,
     Grant,
     Granted,
+    Guarded,
     Ledger,
     Lost,
     Record,
     Removed,
     Seen,
+    Spent,
     Stage,
+    Unguarded,
     after,
 )
 from devicemount_agent.model import (
@@ -68,6 +71,9 @@ RECORDS: st.SearchStrategy[Record] = st.one_of(
     st.builds(Lost, UIDS),
     st.builds(Removed, UIDS),
     st.builds(lambda r: Seen(KEY, order(r), 1), st.integers(0, 9)),
+    st.builds(Spent, UIDS, st.integers(0, 9)),
+    st.builds(Unguarded, st.just(KEY), st.integers(0, 9)),
+    st.builds(Guarded, st.just(KEY)),
 )
 
 
@@ -133,8 +139,11 @@ def test_a_version_that_is_not_known_grants_nothing(directory: Path) -> None:
 
 
 def test_a_torn_tail_is_a_write_that_never_happened(directory: Path) -> None:
-    raw = written(directory, Granted(grant()), Removed(PodUID("shadow-a")))
+    written(directory, Granted(grant()))
+    noted = (directory / "lock").read_bytes()
+    raw = written(directory, Removed(PodUID("shadow-a")))
     (directory / "journal").write_bytes(raw[:-5])
+    (directory / "lock").write_bytes(noted)
 
     ledger, damage = reopened(directory)
 
@@ -165,6 +174,78 @@ def test_a_damaged_record_refuses_grants_but_not_removals(directory: Path) -> No
     ledger, damage = reopened(directory)
     assert damage.startswith("line 3: ")
     assert not ledger.grants
+
+
+@pytest.mark.parametrize("keep", ["all but one line", "only the header", "nothing", "no file"])
+def test_a_journal_that_was_cut_is_damaged(directory: Path, keep: str) -> None:
+    raw = written(directory, Granted(grant()), Lost(PodUID("shadow-a")))
+    lines = raw.splitlines(keepends=True)
+    kept = {"all but one line": len(lines) - 1, "only the header": 1}.get(keep, 0)
+    (directory / "journal").write_bytes(b"".join(lines[:kept]))
+    if keep == "no file":
+        (directory / "journal").unlink()
+
+    opened = Journal(directory, boot_id=BOOT)
+    missing = len(raw) - len(b"".join(lines[:kept]))
+    assert opened.damage == f"{missing} bytes are missing at its end"
+    with pytest.raises(NodeUnavailable, match="damaged, nothing is granted"):
+        opened.append(Granted(grant("shadow-c")))
+    opened.close()
+
+
+def test_a_file_that_is_longer_than_noted_is_a_death_between_two_writes(directory: Path) -> None:
+    written(directory, Granted(grant()))
+    noted = (directory / "lock").read_bytes()
+    raw = written(directory, Removed(PodUID("shadow-a")))
+    (directory / "lock").write_bytes(noted)
+    assert len(raw) > int(noted.split()[2])
+    assert reopened(directory) == (Ledger(), "")
+
+
+def test_a_damaged_journal_is_renewed_as_intents_and_kept_aside(directory: Path) -> None:
+    raw = written(
+        directory,
+        Granted(grant()),
+        Committed(PodUID("shadow-a"), frozenset(), 9),
+        Granted(grant("shadow-b")),
+        Removed(PodUID("shadow-x")),
+    )
+    damaged = raw.replace(b"removed", b"remover")
+    (directory / "journal").write_bytes(damaged)
+    opened = Journal(directory, boot_id=BOOT)
+
+    opened.renew([Lost(PodUID("shadow-b")), Granted(grant("shadow-c"))])
+
+    assert opened.damage == ""
+    opened.append(Granted(grant("shadow-d")))
+    opened.close()
+    ledger, damage = reopened(directory)
+    assert damage == ""
+    assert {uid: g.stage for uid, g in ledger.grants.items()} == {
+        "shadow-a": Stage.INTENT,
+        "shadow-b": Stage.LOST,
+        "shadow-c": Stage.INTENT,
+        "shadow-d": Stage.INTENT,
+    }
+    assert ledger.grants[PodUID("shadow-a")].granted_unix_ns == 9
+    assert (directory / "journal.damaged").read_bytes() == damaged
+
+
+def test_a_full_disk_at_the_start_leaves_the_old_file_in_use(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written(directory, Granted(grant()))
+
+    def full(fd: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    opened = Journal(directory, boot_id=BOOT)
+    monkeypatch.undo()
+    assert list(opened.ledger.grants) == ["shadow-a"]
+    opened.append(Removed(PodUID("shadow-a")))
+    opened.close()
+    assert reopened(directory) == (Ledger(), "")
 
 
 def test_a_full_disk_changes_nothing_and_heals_by_itself(
@@ -217,13 +298,55 @@ def test_any_prefix_of_any_log_never_grants_what_was_removed(
     last = {
         record.shadow_uid if not isinstance(record, Granted) else record.grant.shadow.uid: record
         for record in believed
-        if not isinstance(record, Seen | Committed)
+        if isinstance(record, Granted | Lost | Removed)
     }
     for uid, stands in said.ledger.grants.items():
         assert isinstance(last[uid], Granted) or stands.stage is Stage.LOST
     assert not {uid for uid, record in last.items() if isinstance(record, Removed)} & set(
         said.ledger.grants
     )
+
+
+@settings(deadline=None)
+@given(records=st.lists(RECORDS, max_size=12), cut=st.integers(0, 4000))
+def test_any_cut_of_what_was_noted_is_found(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int
+) -> None:
+    directory = tmp_path_factory.mktemp("log") / "journal"
+    raw = written(directory, *records)
+    (directory / "journal").write_bytes(raw[: min(cut, len(raw))])
+
+    said = replayed(directory, boot_id=BOOT)
+
+    assert bool(said.damage) == (cut < len(raw))
+
+
+@settings(deadline=None)
+@given(records=st.lists(RECORDS, min_size=1, max_size=12), data=st.data())
+def test_one_line_that_is_lost_or_spoilt_is_found(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record], data: st.DataObject
+) -> None:
+    directory = tmp_path_factory.mktemp("log") / "journal"
+    lines = written(directory, *records).splitlines(keepends=True)
+    which = data.draw(st.integers(0, len(lines) - 1))
+    lines[which] = data.draw(st.sampled_from([b"", b"\n", b"00000000 {}\n", lines[which][9:]]))
+    (directory / "journal").write_bytes(b"".join(lines))
+
+    assert replayed(directory, boot_id=BOOT).damage
+
+
+@settings(deadline=None)
+@given(records=st.lists(RECORDS, max_size=12))
+def test_what_is_written_anew_says_the_same(
+    tmp_path_factory: pytest.TempPathFactory, records: list[Record]
+) -> None:
+    directory = tmp_path_factory.mktemp("log") / "journal"
+    before = replay(written(directory, *records), boot_id=BOOT).ledger
+    ledger, damage = reopened(directory)
+    again = replay((directory / "journal").read_bytes(), boot_id=BOOT)
+    assert damage == ""
+    assert (ledger.grants, ledger.epoch) == (before.grants, before.epoch)
+    assert again.ledger == ledger
 
 
 @settings(deadline=None)

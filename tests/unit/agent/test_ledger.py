@@ -6,13 +6,17 @@ from dataclasses import replace
 import pytest
 
 from devicemount_agent.ledger import (
+    SHADOW_NOT_RUNNING,
     TOMBSTONE_AGE_NS,
+    UNGUARDED_AGE_NS,
     Committed,
     Earlier,
     EpochSeen,
     Grant,
     Granted,
+    Guarded,
     Ledger,
+    Loss,
     Lost,
     Record,
     Removed,
@@ -27,6 +31,7 @@ from devicemount_agent.ledger import (
 from devicemount_agent.model import (
     Access,
     Bound,
+    Concern,
     ContainerID,
     Device,
     DeviceID,
@@ -139,6 +144,34 @@ def test_compaction_keeps_everything_else() -> None:
 def test_a_lost_grant_is_never_committed() -> None:
     said = ledger(Granted(grant(A, "/dev/a")), Lost(A), Committed(A, frozenset(), 7))
     assert said.grants[A].stage is Stage.LOST
+
+
+def lost(uid: PodUID, *, reason: str = "ReservationLost", boot_ns: int = 7) -> Lost:
+    return Lost(uid, Loss(Concern(reason, "what was seen"), kill_boot_ns=boot_ns))
+
+
+def test_the_first_reason_of_a_loss_counts() -> None:
+    said = ledger(Granted(grant(A, "/dev/a")), lost(A), lost(A, reason=SHADOW_NOT_RUNNING))
+    assert said.grants[A].loss == Loss(Concern("ReservationLost", "what was seen"), 7)
+    assert said.unguarded == {}
+
+
+def test_a_lost_shadow_pod_is_spent_also_when_nothing_of_it_is_left() -> None:
+    said = ledger(Granted(grant(A, "/dev/a")), lost(A), Removed(A))
+    assert said.grants == {}
+    assert said.spent == {A: 7}
+    assert compacted(said, boot_ns=6 + TOMBSTONE_AGE_NS).spent == {A: 7}
+    assert compacted(said, boot_ns=7 + TOMBSTONE_AGE_NS).spent == {}
+
+
+def test_a_mount_without_a_fence_is_remembered_until_one_stands() -> None:
+    begun = (Granted(grant(A, "/dev/a")), lost(A, reason=SHADOW_NOT_RUNNING), Removed(A))
+    said = ledger(*begun)
+    assert said.unguarded == {KEY: 7}
+    assert ledger(*records_of(compacted(said, boot_ns=8))) == said
+    assert compacted(said, boot_ns=7 + UNGUARDED_AGE_NS).unguarded == {}
+    assert ledger(*begun, Guarded(KEY)).unguarded == {}
+    assert ledger(*begun, Guarded(OTHER_KEY)).unguarded == {KEY: 7}
 
 
 def test_records_about_unknown_grants_change_nothing() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from devicemount_agent.container.cgroup import container_cgroup, identify, owner_of
+from devicemount_agent.container.cgroup import container_cgroup, identify, owner_of, pod_below
 from devicemount_agent.errors import ContainerMismatch
 from devicemount_agent.model import ContainerID, PodUID
 
@@ -67,6 +67,26 @@ def test_a_containers_cgroup_is_known(path: str, pod_uid: str, depth: int) -> No
 )
 def test_everything_else_is_the_nodes(path: str) -> None:
     assert identify(PurePosixPath(path)) is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        f"kubepods/burstable/pod{UID}",
+        f"dm-node1/kubepods/pod{UID}",
+        f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDERSCORED}.slice",
+        f"docker/{ID}/kubelet/kubepods/besteffort/pod{UID}",
+    ],
+)
+def test_a_pods_cgroup_is_found_by_its_uid(tmp_path: Path, path: str) -> None:
+    (tmp_path / "kubepods/burstable" / f"pod{OTHER_UID}" / ID).mkdir(parents=True)
+    (tmp_path / path / ID).mkdir(parents=True)
+    assert pod_below(tmp_path, PodUID(UID)) == tmp_path / path
+
+
+def test_what_a_tenant_names_like_a_pod_is_not_taken_for_it(tmp_path: Path) -> None:
+    (tmp_path / f"kubepods/pod{OTHER_UID}/{ID}/pod{UID}/{OTHER_ID}").mkdir(parents=True)
+    assert pod_below(tmp_path, PodUID(UID)) is None
 
 
 def test_a_process_outside_of_all_pods_is_nobodys() -> None:

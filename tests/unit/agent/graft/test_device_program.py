@@ -14,6 +14,7 @@ from devicemount_agent.graft.device_program import (
     from_saved,
     prologue,
     reloadable,
+    supersedes,
     to_key,
     to_saved,
     to_value,
@@ -184,3 +185,25 @@ def test_a_constant_of_64_bits_is_not_mistaken_for_instructions() -> None:
 
 def test_a_zero_extension_that_a_jit_put_in_is_a_plain_move_again() -> None:
     assert reloadable(op(0xBC, dst=3, src=3, imm=1)) == op(0xBC, dst=3, src=3)
+
+
+RULES, OTHERS = original_allowing({}), original_allowing({DeviceNumber("c", 1, 3): 6})
+
+
+@pytest.mark.parametrize(
+    ("newcomer", "former", "expected"),
+    [
+        pytest.param((7, "", OTHERS), (7, "", RULES), True, id="the very program once more"),
+        pytest.param((8, "", RULES), (7, "", RULES), True, id="the same rules loaded anew"),
+        pytest.param((8, "", OTHERS), (7, "", RULES), False, id="other rules of a runtime"),
+        pytest.param((8, "a", RULES), (7, "b", RULES), False, id="the same rules of another owner"),
+        pytest.param(
+            (8, "sd_devices", OTHERS), (7, "sd_devices", RULES), True, id="systemd's, changed"
+        ),
+        pytest.param((8, "a", OTHERS), (7, "a", RULES), False, id="another's, changed"),
+    ],
+)
+def test_a_program_that_is_attached_anew_takes_the_place_of_its_former_one(
+    newcomer: tuple[int, str, bytes], former: tuple[int, str, bytes], *, expected: bool
+) -> None:
+    assert supersedes(Original(*newcomer), Original(*former)) is expected

@@ -5,7 +5,8 @@ import stat
 
 import pytest
 
-from devicemount_agent.graft.permission import User, may_open, user_from
+from devicemount_agent.graft.permission import may_open
+from devicemount_agent.graft.users import OF_NODE, IdMap, Ids, User
 from devicemount_agent.kernel.files import FileFacts
 from devicemount_agent.model import Access
 
@@ -27,7 +28,7 @@ def file(mode: int, *, uid: int = 0, gid: int = 44) -> FileFacts:
 
 
 def user(uid: int, *groups: int, overrides: bool = False) -> User:
-    return User(uid, frozenset(groups), overrides)
+    return User(uid, uid, uid, frozenset(groups), overrides)
 
 
 @pytest.mark.parametrize(
@@ -45,15 +46,19 @@ def user(uid: int, *groups: int, overrides: bool = False) -> User:
     ],
 )
 def test_owner_and_mode_decide(who: User, what: FileFacts, access: Access, may: bool) -> None:  # noqa: FBT001
-    assert may_open(who, what, access) is may
+    assert may_open(who, what, access, ids=OF_NODE) is may
 
 
-def test_a_process_opens_files_as_its_file_system_ids() -> None:
-    status = {
-        "Uid": "1\t2\t3\t4",
-        "Gid": "5\t6\t7\t8",
-        "Groups": "44 100 ",
-        "CapEff": "0000000000000002",
-    }
-    assert user_from(status) == User(4, frozenset({8, 44, 100}), overrides=True)
-    assert not user_from(status | {"CapEff": "000001ffffffffd5"}).overrides
+@pytest.mark.parametrize(
+    ("uid", "gid", "may"),
+    [(100000, 100044, True), (0, 100044, False), (100000, 44, False), (165535, 165535, True)],
+    ids=["the container's own", "another owner", "another group", "the last of its ids"],
+)
+def test_in_a_user_namespace_a_capability_counts_for_its_own_ids(
+    uid: int,
+    gid: int,
+    may: bool,  # noqa: FBT001
+) -> None:
+    ids = Ids(IdMap(((0, 100000, 65536),)), IdMap(((0, 100000, 65536),)))
+    who = user(100007, 100007, overrides=True)
+    assert may_open(who, file(0o600, uid=uid, gid=gid), RW, ids=ids) is may

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """File systems that somebody serves are refused before a path in them is walked."""
 
-from pathlib import Path
-
 import pytest
 
 from devicemount_agent.errors import UnsupportedRuntime
+from devicemount_agent.graft.mountinfo import Mounted, parsed
 from devicemount_agent.graft.shape import _check_file_systems
 
 ROOT = "1 0 0:1 / / rw - overlay overlay rw\n"
 PLAIN = "2 1 0:2 / /dev rw,nosuid - tmpfs tmpfs rw\n3 2 0:3 / /dev/mqueue rw - mqueue mqueue rw\n"
+
+
+def mounts(more: str) -> tuple[Mounted, ...]:
+    return parsed((ROOT + PLAIN + more).removesuffix("\n").split("\n"))
 
 
 @pytest.mark.parametrize(
@@ -20,14 +23,12 @@ PLAIN = "2 1 0:2 / /dev rw,nosuid - tmpfs tmpfs rw\n3 2 0:3 / /dev/mqueue rw - m
     ],
     ids=["on /dev", "below /dev"],
 )
-def test_a_served_file_system_at_dev_is_named(tmp_path: Path, line: str, said: str) -> None:
-    (tmp_path / "mountinfo").write_text(ROOT + PLAIN + line)
+def test_a_served_file_system_at_dev_is_named(line: str, said: str) -> None:
     with pytest.raises(UnsupportedRuntime) as refused:
-        _check_file_systems(tmp_path)
+        _check_file_systems(mounts(line))
     assert str(refused.value) == said
 
 
-def test_what_runtimes_mount_and_what_lies_elsewhere_is_fine(tmp_path: Path) -> None:
+def test_what_runtimes_mount_and_what_lies_elsewhere_is_fine() -> None:
     elsewhere = "4 1 0:4 / /devices rw - fuse x rw\n5 1 0:5 / /data\u2028 rw - nfs x rw\n"
-    (tmp_path / "mountinfo").write_text(ROOT + PLAIN + elsewhere)
-    _check_file_systems(tmp_path)
+    _check_file_systems(mounts(elsewhere))

@@ -11,19 +11,27 @@ import pytest
 from devicemount_agent.container.cgroup import process_cgroup
 from devicemount_agent.holders.describe import pid_inside
 from devicemount_agent.holders.process import mounted
+from devicemount_agent.kernel import files
 from devicemount_agent.model import DeviceNumber
 
 LOOP = DeviceNumber("b", 7, 0)
 LINE_ENDS = "\u2028\u2028a\x0b\x0bb\x85\x1c\r\rc\rd"
 
 
+def every_file_says(text: str, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = directory / "said"
+    said.write_bytes(text.encode())
+    opened = os.open
+    monkeypatch.setattr(files.os, "open", lambda _, flags: opened(said, flags))
+
+
 def test_a_mount_point_of_line_separators_neither_hides_nor_fails(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = (
         f"21 20 0:5 / /{LINE_ENDS} rw shared:1 - tmpfs none rw\n22 20 7:0 / /mnt rw - ext4 x rw\n"
     )
-    monkeypatch.setattr(Path, "read_bytes", lambda _: text.encode())
+    every_file_says(text, tmp_path, monkeypatch)
     assert mounted(1, frozenset({LOOP})).keys() == {LOOP}
     assert not mounted(1, frozenset({DeviceNumber("b", 7, 1), DeviceNumber("c", 7, 0)}))
 
@@ -38,7 +46,9 @@ def test_a_process_cannot_name_itself_another_pid() -> None:
         comm.write_bytes(former)
 
 
-def test_a_cgroup_cannot_be_named_another_containers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cgroup_cannot_be_named_another_containers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     text = f"0::/own/{LINE_ENDS}\r0::/kubepods/podb/{'0' * 64}\n"
-    monkeypatch.setattr(Path, "read_bytes", lambda _: text.encode())
+    every_file_says(text, tmp_path, monkeypatch)
     assert process_cgroup(1).path.is_relative_to(Path("/sys/fs/cgroup/unified/own"))

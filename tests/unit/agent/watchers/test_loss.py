@@ -32,9 +32,9 @@ class Unreadable:
 
 def test_it_goes_on_after_a_checkpoint_that_cannot_be_read() -> None:
     async def scene() -> None:
-        checkpoint, mounts = Unreadable(), SimpleNamespace(ledger=Ledger())
+        checkpoint, losses = Unreadable(), SimpleNamespace(waiting=tuple)
         watch = asyncio.create_task(
-            loss.watch(cast(Any, checkpoint), cast(Any, None), cast(Any, mounts))
+            loss.watch(cast(Any, checkpoint), cast(Any, None), cast(Any, losses), ledger=Ledger)
         )
         async with asyncio.timeout(5):
             await checkpoint.was_read.wait()

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds out what was granted where the journal is damaged: from the kernel, the kubelet and the
+runtime, never from a record that may be wrong.
+
+Records that are whole say which grants there were, not what became of them. Whom no record names: a
+living shadow pod whose devices the kernel lets a container of its target use, has a grant there.
+What the kernel allows beyond that is nobody's: on cgroup v2 it is ours by its program, and is
+revoked; on v1 ours and the container's own stand in one list, so what neither the runtime nor a
+record explains is named, and nothing is granted until that container has ended. Only when all is
+explained a journal is written anew (docs/adr/0009).
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from devicemount_agent.allocation.kubelet import Checkpoint
+from devicemount_agent.allocation.read import Allocation, Choice, entries_of
+from devicemount_agent.allocation.said import Ask
+from devicemount_agent.container.cgroup import CGROUP_ROOT, CgroupVersion
+from devicemount_agent.container.cri import ContainerFacts, Runtime, SandboxFacts
+from devicemount_agent.container.find import Container, find
+from devicemount_agent.errors import (
+    ContainerMismatch,
+    DeviceMountError,
+    TargetNotRunning,
+    UnsupportedRuntime,
+)
+from devicemount_agent.graft import graft
+from devicemount_agent.grafts import Grafts
+from devicemount_agent.holders import search
+from devicemount_agent.journal import Journal
+from devicemount_agent.ledger import Earlier, Grant, Granted, Loss, Lost, Stage, access_of
+from devicemount_agent.logs import line
+from devicemount_agent.model import (
+    Access,
+    Concern,
+    ContainerID,
+    DeviceNumber,
+    MountUID,
+    PodUID,
+)
+from devicemount_agent.requests import MountKey, ShadowPod, Target
+from devicemount_agent.shadow import SHADOW_LABEL
+
+MOUNT_ANNOTATION = "devicemount.io/mount"
+TARGET_ANNOTATION = "devicemount.io/target-uid"
+
+AGAIN_S = 5.0  # what keeps it ends with a container or a process
+READ_S = 5.0  # for the sources of one allocation: some wait for the shadow pod's container
+GONE = Loss(
+    Concern("ReservationLost", "the shadow pod was gone when the damaged journal was rebuilt"),
+    kill_boot_ns=0,
+)
+NAMED = 8  # reasons in one message
+
+# What runc and crun allow by themselves: null, zero, full, random, urandom, ttys, ptmx, tun.
+OF_RUNTIMES = frozenset(
+    DeviceNumber("c", major, minor)
+    for major, minors in {1: (3, 5, 7, 8, 9), 5: (0, 1, 2), 10: (200,)}.items()
+    for minor in minors
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Truth:
+    """What has been found out so far."""
+
+    shadows: Mapping[PodUID, SandboxFacts]  # the living ones
+    found: dict[PodUID, Grant] = field(default_factory=dict)  # of which there is no record
+    amiss: list[str] = field(default_factory=list)  # what cannot be explained
+
+
+class Rebuild:
+    """One pass over all running containers of the node. Idempotent."""
+
+    def __init__(
+        self,
+        *,
+        journal: Journal,
+        grafts: Grafts,
+        runtime: Runtime,
+        checkpoint: Checkpoint,
+        allocation: Allocation,
+        hold: Path,
+        cgroup_root: Path = CGROUP_ROOT,
+    ) -> None:
+        self._journal = journal
+        self._grafts = grafts
+        self._runtime = runtime
+        self._checkpoint = checkpoint
+        self._allocation = allocation
+        self._hold = hold
+        self._cgroup_root = cgroup_root
+        self.amiss = ""  # what keeps the journal from being written anew
+
+    async def run(self) -> None:
+        """Write the journal anew if all is explained, else say what is not in `amiss`.
+
+        Raises NodeUnavailable.
+        """
+        sandboxes = await self._runtime.all_sandboxes()
+        shadows = {uid: pod for uid, pod in sandboxes.items() if SHADOW_LABEL in pod.labels}
+        truth = _Truth(shadows)
+        for container_id in await self._runtime.every_running():
+            facts = await self._runtime.container(container_id)
+            if facts is not None and facts.is_running and facts.pod_uid not in shadows:
+                await self._explain(facts, truth)
+        self._conclude(truth)
+
+    async def keep(self, recover: Callable[[], Awaitable[None]]) -> None:
+        """Try again until all is explained; then let the grants be taken up."""
+        is_due = bool(self._journal.damage)
+        while is_due:
+            await asyncio.sleep(AGAIN_S)
+            try:
+                if self._journal.damage:
+                    await self.run()
+                if not self._journal.damage:
+                    await recover()
+                    is_due = False
+            except (DeviceMountError, OSError) as error:
+                log.warning(line("not rebuilt", error=error))
+
+    def _conclude(self, truth: _Truth) -> None:
+        amiss = "; ".join(truth.amiss[:NAMED])
+        if amiss and amiss != self.amiss:
+            log.error(line("not rebuilt", damage=self._journal.damage, amiss=amiss))
+        self.amiss = amiss
+        if amiss:
+            return
+        damage, lost = self._journal.damage, self._grafts.ledger.grants.keys() - truth.shadows
+        try:
+            self._journal.renew(
+                (*(Lost(uid, GONE) for uid in lost), *map(Granted, truth.found.values()))
+            )
+        except OSError as error:
+            self.amiss = f"the journal cannot be written anew: {error}"
+            log.error(line("not rebuilt", damage=damage, amiss=self.amiss))
+            return
+        log.warning(line("rebuilt", damage=damage, found=len(truth.found), lost=len(lost)))
+
+    async def _explain(self, facts: ContainerFacts, truth: _Truth) -> None:
+        """Explain what the kernel allows a container. Nobody grants or removes there meanwhile."""
+        target = Target(facts.namespace, facts.pod_name, facts.name)
+        async with self._grafts.lock(facts.pod_uid):
+            try:
+                container = await find(self._runtime, target, pod_uid=facts.pod_uid, hint=facts.id)
+            except (TargetNotRunning, ContainerMismatch, UnsupportedRuntime):
+                return  # ended, or of a kind in which nothing is ever granted
+            try:
+                await self._explain_open(facts, container, truth)
+            except (DeviceMountError, OSError, TimeoutError) as error:
+                truth.amiss.append(f"container {_named(facts)}: {error!r}")
+            finally:
+                container.close()
+
+    async def _explain_open(
+        self, facts: ContainerFacts, container: Container, truth: _Truth
+    ) -> None:
+        kept = [
+            grant
+            for grant in self._grafts.ledger.in_container(container.id)
+            if grant.stage is not Stage.LOST and grant.shadow.uid in truth.shadows
+        ]
+        known = {
+            number
+            for grant in self._grafts.ledger.in_container(container.id)
+            for number in grant.numbers()
+        }
+        ours = await asyncio.to_thread(graft.allowed, container) - facts.permitted - OF_RUNTIMES
+        if not ours - known:
+            return
+        for grant in await self._unrecorded(container, truth, allowed=ours):
+            truth.found[grant.shadow.uid] = grant
+            kept.append(grant)
+            known |= grant.numbers()
+        spare = ours - known
+        if spare and container.cgroup.version is CgroupVersion.V1:
+            truth.amiss.append(
+                f"no record and no spec of the runtime explains why container {_named(facts)} may"
+                f" use {_numbers(spare)}; its end does"
+            )
+        elif spare:
+            await self._revoke(facts, container, truth, spare=spare, kept=access_of(kept))
+
+    async def _revoke(
+        self,
+        facts: ContainerFacts,
+        container: Container,
+        truth: _Truth,
+        *,
+        spare: frozenset[DeviceNumber],
+        kept: Mapping[DeviceNumber, Access],
+    ) -> None:
+        """Take what only our own program allows, and nobody reserves; see that nobody has it."""
+        await asyncio.to_thread(graft.permit, container, kept, earlier={})
+        log.warning(line("revoked unrecorded", container=_named(facts), numbers=_numbers(spare)))
+        truth.amiss += await asyncio.to_thread(self._still_held, facts, spare)
+
+    def _still_held(self, facts: ContainerFacts, spare: frozenset[DeviceNumber]) -> list[str]:
+        granted: frozenset[tuple[ContainerID, DeviceNumber]] = frozenset(
+            (grant.container_id, number)
+            for grant in self._grafts.ledger.grants.values()
+            if grant.container_id != facts.id
+            for number in grant.access()
+        )
+        question = search.Question(
+            numbers=spare,
+            target=facts.pod_uid,
+            shadow=PodUID(""),
+            granted=granted,
+            hold=self._hold,
+            cgroup_root=self._cgroup_root,
+        )
+        holders = (sighting.holder for sighting in search.search(question))
+        return [
+            f"process {holder.pid} of container {_named(facts)} has {_numbers(spare)} open, which"
+            " nothing reserves; its end does"
+            for holder in holders
+            if holder.blocking
+        ]
+
+    async def _unrecorded(
+        self, container: Container, truth: _Truth, *, allowed: frozenset[DeviceNumber]
+    ) -> list[Grant]:
+        """Return grants of which no record is left: their reservations live, the kernel allows."""
+        ledger = self._grafts.ledger
+        recorded = ledger.grants.keys() | ledger.spent.keys() | truth.found.keys()
+        candidates = [
+            (uid, pod)
+            for uid, pod in truth.shadows.items()
+            if uid not in recorded and pod.annotations.get(TARGET_ANNOTATION) == container.pod_uid
+        ]
+        grants = [await self._grant(uid, pod, container) for uid, pod in candidates]
+        return [g for g in grants if g is not None and g.numbers() and g.numbers() <= allowed]
+
+    async def _grant(self, uid: PodUID, pod: SandboxFacts, container: Container) -> Grant | None:
+        entries = entries_of(self._checkpoint.read(), uid)
+        if not entries:
+            return None
+        shadow = ShadowPod(uid, pod.name)
+        async with asyncio.timeout(READ_S):
+            ask = Ask(shadow, pod.namespace, accept_env_file=True)
+            devices = await self._allocation.read(Choice(entries), ask)
+        grant = Grant(
+            key=MountKey(MountUID(pod.labels[SHADOW_LABEL]), container.pod_uid),
+            mount_name=pod.annotations.get(MOUNT_ANNOTATION, ""),
+            shadow=shadow,
+            target=container.target,
+            container_id=container.id,
+            devices=devices,
+        )
+        return _as_made(grant, container.cgroup.version)
+
+
+def _as_made(grant: Grant, version: CgroupVersion) -> Grant:
+    """Return the grant with what its intent would have said.
+
+    The runtime allowed none of its numbers, so they were not the container's before us; what stands
+    at its nodes' paths under their numbers is taken for ours. Mounts and links are not found again.
+    """
+    earlier: tuple[Earlier, ...] = ()
+    if version is CgroupVersion.V1:
+        earlier = tuple(Earlier(number, Access.NONE) for number in sorted(grant.access()))
+    return replace(grant, earlier=earlier, made=frozenset(n.path for n in grant.nodes()))
+
+
+def _named(facts: ContainerFacts) -> str:
+    return f"{facts.namespace}/{facts.pod_name}/{facts.name}"
+
+
+def _numbers(numbers: frozenset[DeviceNumber]) -> str:
+    return ", ".join(f"{n.kind} {n.major}:{n.minor}" for n in sorted(numbers)[:NAMED])

@@ -1,0 +1,315 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Takes devices back: looks for who holds them, ends access, and clears what was placed.
+
+Callers hold the lock of the target pod, as for grafts.py, whose grants these are; not to strike and
+to hunt. A device is only called gone when a search after its revocation found nobody who has it.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from devicemount_agent.container.cgroup import processes_in
+from devicemount_agent.container.find import Container
+from devicemount_agent.errors import DeviceMountError
+from devicemount_agent.graft import edits, graft
+from devicemount_agent.grafts import Grafts, facts
+from devicemount_agent.holders import names
+from devicemount_agent.holders.end import Ending, Terms
+from devicemount_agent.holders.freeze import Freezer
+from devicemount_agent.holders.search import (
+    Question,
+    Sighting,
+    Users,
+    find,
+    nobody,
+    search,
+    sightings,
+)
+from devicemount_agent.ledger import Grant, access_of
+from devicemount_agent.logs import line
+from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
+from devicemount_agent_api.failpoints import Failpoint, fire
+
+SEARCHERS = 2
+
+Sightings = tuple[Sighting, ...]
+
+log = logging.getLogger(__name__)
+
+
+class Withdrawal:
+    """The way out, of all grants of the node."""
+
+    def __init__(
+        self,
+        grafts: Grafts,
+        *,
+        hold: Path,
+        freezer: Freezer,
+        container: names.Ask,
+        users: Users = nobody,
+    ) -> None:
+        self._grafts = grafts
+        self._hold = hold
+        self._freezer = freezer
+        self._container = container
+        self._users = users
+        self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="search")
+        self._endings: dict[PodUID, Ending] = {}
+
+    async def release(self, grants: Collection[Grant]) -> bool:
+        """Take devices back that nobody holds; say whether they are gone.
+
+        Looks before it revokes, so that a job that holds a device is not disturbed by each
+        attempt; and again after it: who slipped in keeps it, and all are granted again.
+        """
+        self._stop_ending(grants)
+        if await self._is_held(grants):
+            return False
+        revoked = self._grafts.live & _uids(grants)
+        is_held = True
+        try:
+            await self._grafts.revoke(grants)
+            fire(Failpoint.AGENT_AFTER_REVOKE)
+            is_held = await self._is_held_frozen(grants)
+        finally:  # also where it cannot be seen
+            if is_held:
+                await self._grafts.permit_again(grants, revoked)
+        if is_held:
+            return False
+        await self._clear(grants)
+        return True
+
+    async def terminate(
+        self,
+        grants: Collection[Grant],
+        *,
+        grace_s: float,
+        mains: frozenset[int],
+        spared: frozenset[int],
+    ) -> bool:
+        """Take devices back and end who holds them in the target pod; say whether they are gone.
+
+        One round: TERM at first sight, KILL once the grace has passed since the first round. Until
+        nobody is left access stays revoked, and the caller calls again. `mains` are the pids of
+        main processes, and `spared` those of processes that are not ended.
+        """
+        await self._grafts.revoke(grants)
+        fire(Failpoint.AGENT_AFTER_REVOKE)
+        for grant in grants:
+            ending = self._endings.setdefault(grant.shadow.uid, Ending())
+            terms = Terms(
+                kill_at=ending.since + grace_s,
+                pods=frozenset({grant.key.pod_uid}),
+                spared=spared,
+            )
+            await self._round(grant, grants, terms, mains=mains)
+        return await self._ended(grants)
+
+    async def strike(self, grant: Grant) -> None:
+        """Kill at once who holds a lost grant's devices in the target container.
+
+        Quick, so that of many losses at a time none waits for the search of another. Not under the
+        pod's lock.
+        """
+        container = next(iter(self._grafts.running((grant,))), None)
+        if container is not None:
+            stopped = partial(self._stopped, container)
+            await asyncio.to_thread(Ending().strike, self._question(grant, (grant,)), stopped)
+
+    async def hunt(self, grant: Grant, *, kill_at: float) -> bool:
+        """End who holds a lost grant's devices; say whether nobody does any more.
+
+        One round, of all holders in whatever pod: TERM before `kill_at` (a monotonic time), KILL
+        from then on. Until nobody is left the caller calls again. Not under the pod's lock: what is
+        searched are processes, and access has ended already.
+        """
+        await self._round(grant, (grant,), Terms(kill_at=kill_at))
+        is_held = self._grafts.holders.are_blocking({grant.shadow.uid})
+        return not is_held and not await self._is_held_frozen((grant,))
+
+    async def bury(self, grant: Grant) -> None:
+        """Clear what a lost grant that nobody holds any more had in its container."""
+        self._stop_ending((grant,))
+        await self._clear((grant,))
+
+    async def ended(self, shadows: Collection[PodUID], *, until: float) -> None:
+        """Wait until the processes that hold these devices have ended, or until a monotonic time.
+
+        Not under the pod's lock. Whether the devices are free then, the next round tells.
+        """
+        await self._grafts.holders.ended(shadows, until=until)
+
+    async def undo(self, grant: Grant, former: Grant | None = None) -> None:
+        """Take back a grant that did not come to its commit, to what stood before it.
+
+        Where somebody opened the device meanwhile, the intent stays, for `Remove` to find them.
+        """
+        uid = grant.shadow.uid
+        if uid in self._grafts.live:
+            await self._grafts.revoke((grant,))
+            if await self._is_held_frozen((grant,)):
+                log.warning(line("revoked held", **facts(grant)))
+                return
+            await self._clear((grant,))
+        if former is None:
+            self._grafts.drop(grant)
+        else:
+            self._grafts.restore(former)
+
+    def keep(self, grant: Grant) -> None:
+        """Take note that it is to be granted (again): nobody is ended or waited for any more."""
+        self._stop_ending((grant,))
+        self._grafts.holders.forget(grant.shadow.uid)
+
+    # ---- who holds them
+
+    async def _is_held(self, grants: Collection[Grant]) -> bool:
+        """Search every process of the node; note who holds them; say whether one blocks."""
+        for grant in grants:
+            question = self._question(grant, grants)
+            await self._note(grant, await self._searching(partial(search, question)))
+        return self._grafts.holders.are_blocking(_uids(grants))
+
+    async def _is_held_frozen(self, grants: Collection[Grant]) -> bool:
+        """The same, with the target container stopped while its own processes are searched."""
+        for grant in grants:
+            container = next(iter(self._grafts.running((grant,))), None)
+            look = partial(self._search_frozen, self._question(grant, grants), container)
+            await self._note(grant, await self._searching(look))
+        return self._grafts.holders.are_blocking(_uids(grants))
+
+    def _search_frozen(self, question: Question, container: Container | None) -> Sightings:
+        if container is None:
+            return search(question)
+        with self._stopped(container) as pids:
+            inside = list(find(question, among=pids))
+        seen = {one.pid for one in inside}
+        outside = (one for one in find(question) if one.pid not in seen)
+        return sightings(question, [*inside, *outside])
+
+    @contextmanager
+    def _stopped(self, container: Container) -> Iterator[Iterator[int]]:
+        with self._freezer.frozen(container):
+            yield processes_in(container.cgroup)
+
+    async def _round(
+        self,
+        grant: Grant,
+        leaving: Collection[Grant],
+        terms: Terms,
+        *,
+        mains: frozenset[int] = frozenset(),
+    ) -> None:
+        ending = self._endings.setdefault(grant.shadow.uid, Ending())
+        question = replace(self._question(grant, leaving), first=mains)
+        container = next(iter(self._grafts.running((grant,))), None)
+        stopped = None if container is None else partial(self._stopped, container)
+        end = partial(ending.round, question, terms, stopped=stopped)
+        await self._note(grant, await self._searching(end))
+
+    async def _ended(self, grants: Collection[Grant]) -> bool:
+        """Say whether nobody is left; then it is looked at once more, and cleared."""
+        is_held = self._grafts.holders.are_blocking(_uids(grants))
+        if is_held or await self._is_held_frozen(grants):
+            return False
+        self._stop_ending(grants)
+        await self._clear(grants)
+        return True
+
+    def _stop_ending(self, grants: Iterable[Grant]) -> None:
+        for uid in _uids(grants):
+            self._endings.pop(uid, None)
+
+    async def _note(self, grant: Grant, found: Sightings) -> None:
+        named = await names.added(found, self._container)
+        self._grafts.holders.note(grant.shadow.uid, named)
+
+    async def _searching(self, work: Callable[[], Sightings]) -> Sightings:
+        """Search in threads of its own: a slow one must not delay the end of access elsewhere."""
+        return await asyncio.get_running_loop().run_in_executor(self._searchers, work)
+
+    def _question(self, grant: Grant, leaving: Collection[Grant]) -> Question:
+        granted: set[tuple[ContainerID, DeviceNumber]] = {
+            (other.container_id, number)
+            for other in self._grafts.ledger.grants.values()
+            if other.shadow.uid in self._grafts.live and not _same_container(other, grant)
+            for number in other.access()
+        }
+        for container in self._grafts.running(
+            (grant,)
+        ):  # what it shares by an allocation of its own
+            granted |= {(container.id, number) for number in container.permitted}
+        return Question(
+            numbers=frozenset(self._own_numbers(grant, leaving)),
+            target=grant.key.pod_uid,
+            shadow=grant.shadow.uid,
+            granted=frozenset(granted),
+            hold=self._hold,
+            users=self._users,
+        )
+
+    def _own_numbers(self, grant: Grant, leaving: Collection[Grant]) -> set[DeviceNumber]:
+        """Return the numbers that no grant which stays gives to the same container."""
+        going = _uids(leaving)
+        stay = (
+            other
+            for other in self._grafts.ledger.grants.values()
+            if other.shadow.uid in self._grafts.live - going and _same_container(other, grant)
+        )
+        return grant.numbers() - set(access_of(stay))
+
+    # ---- what was placed
+
+    async def _clear(self, grants: Collection[Grant]) -> None:
+        """Remove what we made and nobody else of ours needs."""
+        leaving = _uids(grants)
+        for grant in grants:
+            staying = tuple(
+                other
+                for other in self._grafts.ledger.in_container(grant.container_id)
+                if other.shadow.uid not in leaving
+            )
+            for container in self._grafts.running((grant,)):
+                try:
+                    await asyncio.to_thread(_displace, container, grant, staying)
+                except (OSError, DeviceMountError) as error:
+                    # Access is gone: who protects a node or a mount keeps no device by it.
+                    log.warning(line("left in container", **facts(grant), error=error))
+        fire(Failpoint.AGENT_AFTER_CLEAR)
+
+
+def _displace(container: Container, grant: Grant, staying: Collection[Grant]) -> None:
+    """Remove what only this grant needs: links, mounts, their mount points, nodes."""
+    bound = {b.place for other in staying for b in other.bound}
+    linked = {link for other in staying for link in other.linked}
+    nodes = {node.path for other in staying for node in other.nodes()}
+    points = {b.path for other in staying for b in other.bound}
+    made = grant.made - points - nodes
+    graft_nodes = {node.path for node in grant.nodes()} - {b.path for b in grant.bound}
+    try:
+        edits.displace(
+            container,
+            [b for b in grant.bound if b.place not in bound],
+            [link for link in grant.linked if link not in linked],
+            made - graft_nodes,
+        )
+    finally:
+        graft.displace(
+            container, grant.nodes(), frozenset(p for p in made if p.startswith("/dev/"))
+        )
+
+
+def _same_container(one: Grant, other: Grant) -> bool:
+    """Tell whether both are of one target container, be it in its former or its current run."""
+    return (one.key.pod_uid, one.target.container) == (other.key.pod_uid, other.target.container)
+
+
+def _uids(grants: Iterable[Grant]) -> set[PodUID]:
+    return {grant.shadow.uid for grant in grants}

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A journal that was damaged, cut, of another boot, or on a full disk: what was granted is found in
+the kernel and in what kubelet and runtime say; until all of it is explained nothing is granted.
+"""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from devicemount_agent import rebuild
+from devicemount_agent_api.v1 import agent_pb2 as pb
+
+from .conftest import Node, Shadow, Target
+from .test_mount import can_open, until
+from .test_recovery import readiness, ready
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rebuild, "AGAIN_S", 0.05)
+
+
+def alive(node: Node, target: Target, shadow: Shadow) -> Shadow:
+    """The shadow pod has its sandbox, as the operator and the kubelet make it."""
+    shadow.pod.labels["devicemount.io/shadow"] = target.mount_uid
+    shadow.pod.annotations["devicemount.io/mount"] = "notebook-gpu"
+    shadow.pod.annotations["devicemount.io/target-uid"] = target.pod.uid
+    node.runtime.sandboxes.append(shadow.pod)
+    return shadow
+
+
+async def granted(node: Node, name: str, device: str) -> tuple[Target, Shadow]:
+    target = node.target(name)
+    shadow = alive(node, target, node.reserved(target, device))
+    assert (await node.apply(target, shadow)).phase == pb.GRANTED
+    return target, shadow
+
+
+def spoil(node: Node, what: bytes) -> None:
+    """Change a letter of the last line that holds it."""
+    journal = node.settings.journal_directory / "journal"
+    lines = journal.read_bytes().split(b"\n")
+    last = max(at for at, line in enumerate(lines) if what in line)
+    lines[last] = lines[last].replace(what, what.swapcase())
+    journal.write_bytes(b"\n".join(lines))
+
+
+def cut(node: Node, *, lines: int) -> None:
+    journal = node.settings.journal_directory / "journal"
+    journal.write_bytes(b"".join(journal.read_bytes().splitlines(keepends=True)[:lines]))
+
+
+def is_damage_kept(node: Node) -> bool:
+    return (node.settings.journal_directory / "journal.damaged").exists()
+
+
+async def test_what_reservation_and_kernel_confirm_goes_on(node: Node) -> None:
+    async with node.agent():
+        target, _ = await granted(node, "notebook-0", "vcs1")
+        before = (await node.states())[0].granted_unix_ns
+    fd = target.box.inside.open("/dev/vcs1")
+    spoil(node, b"commit")
+
+    async with node.agent():
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert await ready(node) == 200
+        (state,) = await node.states()
+        assert state.phase == pb.GRANTED
+        assert state.granted_unix_ns >= before
+        assert can_open(target, "vcs1")
+        assert (await node.remove(target)).phase == pb.BUSY
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcs1")
+        await granted(node, "another-0", "vcsa1")
+
+
+@pytest.mark.parametrize("lines", [0, 1], ids=["empty", "only a header"])
+async def test_a_grant_without_a_record_is_found_by_its_reservation(node: Node, lines: int) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    fd = target.box.inside.open("/dev/vcs1")
+    cut(node, lines=lines)
+
+    async with node.agent():
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        (state,) = await node.states()
+        assert (state.phase, state.key) == (pb.GRANTED, target.key)
+        assert [s.uid for s in state.shadow_pods] == [shadow.pod.uid]
+        assert (await node.remove(target)).phase == pb.BUSY
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcs1")
+        assert not (target.box.root / "dev/vcs1").exists()
+
+
+async def test_a_removal_that_was_cut_off_is_not_undone(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+        assert (await node.remove(target)).phase == pb.REMOVED
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    spoil(node, b"removed")
+
+    async with node.agent():
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert not can_open(target, "vcs1")
+        assert target.box.inside.process.poll() is None
+        assert [s.phase for s in await node.states()] in ([], [pb.LOST_PHASE])
+        assert await ready(node) == 200
+
+
+async def test_a_grant_whose_reservation_went_meanwhile_is_a_loss(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    target.box.inside.open("/dev/vcs1")
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    spoil(node, b"commit")
+
+    async with node.agent():
+        await until(lambda: target.box.inside.process.poll() == -9, "killed")
+
+
+async def test_what_nothing_explains_keeps_it_from_granting_until_its_container_ends(
+    node: Node,
+) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    cut(node, lines=1)
+
+    async with node.agent():
+        status, amiss = await readiness(node)
+        assert status == 503
+        assert "bytes are missing at its end" in amiss
+        assert "team-a/notebook-0/notebook may use c 7:1; its end does" in amiss
+        other = node.target("other-0")
+        reserved = alive(node, other, node.reserved(other, "vcsa1"))
+        with pytest.raises(grpc.aio.AioRpcError, match="damaged, nothing is granted"):
+            await node.apply(other, reserved)
+        with pytest.raises(grpc.aio.AioRpcError, match="the journal is damaged"):
+            await node.remove(target)
+
+        node.runtime.containers[target.box.id].is_running = False
+        target.box.inside.process.kill()
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert (await node.apply(other, reserved)).phase == pb.GRANTED
+        assert await ready(node) == 200
+
+
+async def test_what_the_runtime_was_told_to_allow_needs_no_record(node: Node) -> None:
+    async with node.agent():
+        await granted(node, "notebook-0", "vcsa1")
+    own = node.target("own-0")
+    (own.box.cgroup.path / "devices.allow").write_text("c 7:1 rw")
+    node.runtime.containers[own.box.id].permitted = [("c", 7, 1)]
+    spoil(node, b"commit")
+
+    async with node.agent():
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert "c 7:1 rw" in (own.box.cgroup.path / "devices.list").read_text()
+        assert await ready(node) == 200
+
+
+async def test_after_a_boot_nothing_is_granted_and_all_can_be(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    booted = node.restarted(target)
+    monkeypatch.setattr("devicemount_agent.__main__.boot_id", lambda: "another-boot")
+
+    async with node.agent():
+        assert await node.states() == []
+        assert await ready(node) == 200
+        assert (await node.apply(booted, shadow)).phase == pb.GRANTED
+        assert can_open(booted, "vcs1")
+        assert (await node.remove(booted)).phase == pb.REMOVED
+
+
+@pytest.fixture
+def small_disk(node: Node) -> Iterator[Path]:
+    """The journal's file system, of which a few pages are left after some grants."""
+    directory = node.settings.journal_directory
+    directory.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "journal", directory], check=True)
+    yield directory
+    subprocess.run(["umount", "--lazy", directory], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """Write until nothing more fits."""
+    path = directory / "filler"
+    with path.open("ab", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+        while True:
+            file.write(bytes(4096))
+    return path
+
+
+async def test_a_full_disk_refuses_grants_and_lets_go_of_them(node: Node, small_disk: Path) -> None:
+    async with node.agent():
+        target, _ = await granted(node, "notebook-0", "vcs1")
+        filler = fill(small_disk)
+        other = node.target("other-0")
+        reserved = alive(node, other, node.reserved(other, "vcsa1"))
+        with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
+            for _ in range(20):  # a page of the file has some room still
+                await node.apply(other, reserved)
+                await node.remove(other)
+        for _ in range(20):
+            with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
+                await node.apply(other, reserved)
+        assert can_open(target, "vcs1")
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcs1")
+        filler.unlink()
+        assert (await node.apply(other, reserved)).phase == pb.GRANTED
+
+    async with node.agent():
+        (state,) = await node.states()
+        assert (state.phase, state.key) == (pb.GRANTED, other.key)
+
+
+async def test_an_agent_starts_on_a_full_disk(node: Node, small_disk: Path) -> None:
+    async with node.agent():
+        target, _ = await granted(node, "notebook-0", "vcs1")
+    fill(small_disk)
+    async with node.agent():
+        assert [state.phase for state in await node.states()] == [pb.GRANTED]
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcs1")
