@@ -29,6 +29,7 @@ from devicemount_operator.decide.observation import (
     PodUID,
     Refusal,
     TargetPod,
+    is_granted,
 )
 from devicemount_operator.memory import Memory
 from devicemount_operator.reasons import Reason
@@ -216,6 +217,8 @@ class Actor:
             place=action.place,
             policy=action.policy,
             shadow_uids=action.shadow_uids,
+            grace_s=action.grace_s,
+            include_main=action.include_main,
         )
         said = await self._agents.remove(call)
         memory.answered(said.grants, now=time.monotonic())
@@ -288,6 +291,7 @@ def _busy(kept: list[Grant]) -> Refusal:
         at=time.monotonic(),
         holders=holders,
         holders_total=sum(grant.holders_total for grant in kept),
+        is_revoked=bool(kept) and not any(map(is_granted, kept)),
     )
 
 

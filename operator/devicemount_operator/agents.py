@@ -9,7 +9,7 @@ table.
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -54,8 +54,13 @@ _PHASES: Mapping[int, GrantPhase] = {
 }
 _POLICIES: "Mapping[RemovePolicy, agent_pb2.Policy.ValueType]" = {
     RemovePolicy.WAIT: agent_pb2.WAIT,
+    RemovePolicy.TERMINATE: agent_pb2.TERMINATE,
     RemovePolicy.LOST: agent_pb2.LOST,
 }
+
+
+class WatchUnknown(DeviceMountError):
+    """An agent that is older than the stream."""
 
 
 class AgentError(DeviceMountError):
@@ -91,6 +96,8 @@ class RemoveCall:
     place: Place
     policy: RemovePolicy
     shadow_uids: tuple[PodUID, ...]  # empty: all
+    grace_s: int  # of TERMINATE
+    include_main: bool  # of TERMINATE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,8 +105,20 @@ class MountGrants:
     """What an agent says of one mount."""
 
     mount_uid: str
+    place: Place
     phase: GrantPhase  # the least of its shadow pods'
     grants: tuple[Grant, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAbout:
+    """What a node is, as its agent says; an older agent leaves it empty."""
+
+    cgroup_mode: str
+    kernel: str
+    runtime: str
+    boot_id: str
+    version: str  # of the agent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,6 +257,8 @@ class Agents:
             key=_key(call.mount_uid, call.place),
             shadow_uids=call.shadow_uids,
             policy=_POLICIES[call.policy],
+            grace_seconds=call.grace_s,
+            include_main_process=call.include_main,
             epoch=self._epoch,
             revision=next(self._revisions),
         )
@@ -254,6 +275,49 @@ class Agents:
             node, lambda stub: stub.List(request, timeout=timeout_s, wait_for_ready=True)
         )
         return tuple(_mount_grants(state, node=node) for state in answer.mounts)
+
+    async def watch(self, node: NodeName) -> AsyncGenerator[MountGrants | None, None]:
+        """Yield every mount, then None, then each whose state has changed.
+
+        It never ends but by an error: AgentError, or WatchUnknown.
+        """
+        request = agent_pb2.WatchRequest()
+
+        async def open_stream(
+            stub: "agent_pb2_grpc.AgentAsyncStub",
+        ) -> "grpc.aio.UnaryStreamCall[agent_pb2.WatchRequest, agent_pb2.WatchResponse]":
+            return stub.Watch(request, wait_for_ready=True)
+
+        stream = await self._ask(node, open_stream)
+        try:
+            async for said in stream:
+                message = _read(said, node=node)
+                is_mark = not message.HasField("mount")
+                yield None if is_mark else _mount_grants(message.mount, node=node)
+        except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+                raise WatchUnknown(f"the agent of node {node} offers no stream") from error
+            raise _agent_error(error, node=node) from error
+        except asyncio.CancelledError as error:
+            if _is_cancelled():
+                raise
+            closed = f"the channel to the agent of node {node} was closed"
+            raise AgentError(Reason.AGENT_UNAVAILABLE, closed) from error
+        finally:
+            stream.cancel()
+        raise AgentError(Reason.AGENT_UNAVAILABLE, f"the agent of node {node} ended its stream")
+
+    async def about(self, node: NodeName) -> NodeAbout:
+        """Return what the node is and which version its agent has. Raises AgentError."""
+        request, timeout_s = agent_pb2.NodeRequest(), self._deadlines.list_s
+        said = await self._ask(node, lambda stub: _node(stub, request, timeout_s=timeout_s))
+        return NodeAbout(
+            cgroup_mode=said.cgroup_mode,
+            kernel=said.kernel,
+            runtime=said.runtime,
+            boot_id=said.boot_id,
+            version=said.version,
+        )
 
     async def facts(self, node: NodeName, resources: Iterable[str]) -> tuple[ResourceFacts, ...]:
         """Return what the node says of these resources; nothing where its agent is too old to be
@@ -275,8 +339,9 @@ class Agents:
             raise AgentError(Reason.AGENT_UNAVAILABLE, self._lacking)
         try:
             if peer.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
-                await asyncio.wait_for(peer.channel.channel_ready(), CONNECT_S)
-            return await call(peer.stub)
+                async with asyncio.timeout(CONNECT_S):
+                    await peer.channel.channel_ready()
+            return _read(await call(peer.stub), node=node)
         except TimeoutError as error:
             message = await self._silence(node, peer)
             raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
@@ -318,6 +383,14 @@ async def _node(
         raise
 
 
+def _read(answer: Answer | None, *, node: NodeName) -> Answer:
+    """Return what was read; the library gives None for what is no message. Raises AgentError."""
+    if answer is None:
+        message = f"what the agent of node {node} says cannot be read"
+        raise AgentError(Reason.AGENT_UNAVAILABLE, message)
+    return answer
+
+
 def _is_cancelled() -> bool:
     """Tell our own task's cancellation from that of a call whose channel was closed."""
     task = asyncio.current_task()
@@ -341,6 +414,7 @@ def _mount_grants(state: agent_pb2.MountState, *, node: NodeName) -> MountGrants
     place = Place(node=node, target_uid=PodUID(state.key.pod_uid))
     return MountGrants(
         mount_uid=state.key.mount_uid,
+        place=place,
         phase=_phase(state.phase),
         grants=tuple(_grant(state, shadow, place) for shadow in state.shadow_pods),
     )
@@ -361,10 +435,19 @@ def _grant(state: agent_pb2.MountState, shadow: agent_pb2.ShadowState, place: Pl
         holders=tuple(_holder(holder) for holder in shadow.holders),
         holders_total=shadow.holders_total,
         concerns=tuple(Concern(reason=c.reason, message=c.message) for c in shadow.concerns),
+        repairs=shadow.repairs,
+        restarts=shadow.restarts,
+        lost=_lost(shadow),
         container_id=ContainerID(state.container_id) if state.container_id else None,
         granted_wall=state.granted_unix_ns / 1e9 if state.granted_unix_ns else None,
         timings_ms={step: us / 1000 for step, us in sorted(state.timings_us.items())},
     )
+
+
+def _lost(shadow: agent_pb2.ShadowState) -> Concern | None:
+    if not shadow.HasField("lost"):
+        return None
+    return Concern(reason=shadow.lost.reason, message=shadow.lost.message)
 
 
 def _device(device: agent_pb2.Device) -> Device:
@@ -399,4 +482,8 @@ def _holder(holder: agent_pb2.Holder) -> Holder:
         pod_uid=holder.pod_uid,
         container_id=holder.container_id,
         blocking=holder.blocking,
+        note=holder.note,
+        container=holder.container,
+        pod_name=holder.pod_name,
+        pod_namespace=holder.pod_namespace,
     )

@@ -24,7 +24,7 @@ from devicemount_operator.facts import NodeFacts
 from devicemount_operator.memory import Memories
 from devicemount_operator.observe import Observer
 from devicemount_operator.orphans import Orphans
-from devicemount_operator.polling import Poller
+from devicemount_operator.polling import Pace, Poller
 from devicemount_operator.queue import WorkQueue
 from devicemount_operator.reconciler import Reconciler
 from devicemount_operator.recorder import Recorder
@@ -103,7 +103,7 @@ class Controller:
         self._poller = Poller(
             agents=self._agents,
             memories=self._memories,
-            interval_s=settings.agent_poll_s,
+            pace=Pace(poll_s=settings.agent_poll_s, check_s=settings.agent_check_s),
             wake=self._wake,
         )
         self._streams = {

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+from devicemount_operator.decide.happened import ToldOf
 from devicemount_operator.decide.observation import (
     AgentView,
     Grant,
@@ -20,6 +21,7 @@ from devicemount_operator.decide.observation import (
     PodUID,
     Refusal,
     Setback,
+    is_granted,
 )
 
 
@@ -34,8 +36,10 @@ class Memory:
     applying: PodUID | None = None
     apply_task: "asyncio.Task[None] | None" = None
     refusal: Refusal | None = None
+    told: ToldOf = field(default_factory=dict)
     _grants: dict[PodUID, Grant] = field(default_factory=dict)
     _answered: dict[PodUID, float] = field(default_factory=dict)  # monotonic, by shadow pod
+    _ended: dict[PodUID, float] = field(default_factory=dict)  # the same: its container has ended
 
     def agent_view(self, nodes: frozenset[NodeName]) -> AgentView:
         return AgentView(
@@ -45,6 +49,7 @@ class Memory:
             applying=self.applying,
             container=self.container,
             refusal=self.refusal,
+            ended=dict(self._ended),
         )
 
     def milestones(self, *, seen: float) -> Milestones:
@@ -63,7 +68,7 @@ class Memory:
     def answered(self, grants: Iterable[Grant], *, now: float) -> None:
         """Take in what an agent answered to a request of ours."""
         for grant in grants:
-            self._grants[grant.shadow_uid] = grant
+            self._know(grant, now=now)
             self._answered[grant.shadow_uid] = now
 
     def listed(self, node: NodeName, grants: Iterable[Grant], *, asked: float) -> bool:
@@ -81,11 +86,24 @@ class Memory:
         }
         for uid in news:
             if uid in said:
-                self._grants[uid] = said[uid]
+                self._know(said[uid], now=asked)
             else:  # what was released stays so: lists do not name it, and its pod may still end
                 self._grants.pop(uid, None)
                 self._answered.pop(uid, None)
+                self._ended.pop(uid, None)
         return bool(news)
+
+    def _know(self, grant: Grant, *, now: float) -> None:
+        self._grants[grant.shadow_uid] = grant
+        if grant.phase is GrantPhase.TARGET_ENDED:
+            self._ended.setdefault(grant.shadow_uid, now)
+        else:
+            self._ended.pop(grant.shadow_uid, None)
+
+    def agrees(self, node: NodeName, grants: Iterable[Grant]) -> bool:
+        """Tell whether that is what is known of the mount there."""
+        known = [grant for grant in self._grants.values() if grant.place.node == node]
+        return _standing(known) == _standing(grants)
 
     def doubt(self, node: NodeName) -> bool:
         """Take nothing on that node for granted any more; tell whether something was.
@@ -95,7 +113,7 @@ class Memory:
         doubted = {
             uid: replace(grant, phase=GrantPhase.WAITING)
             for uid, grant in self._grants.items()
-            if grant.place.node == node and grant.phase is GrantPhase.GRANTED
+            if grant.place.node == node and is_granted(grant)
         }
         self._grants.update(doubted)
         return bool(doubted)
@@ -134,7 +152,12 @@ class Memory:
     def _forget(self, shadow_uid: PodUID) -> None:
         self._grants.pop(shadow_uid, None)
         self._answered.pop(shadow_uid, None)
+        self._ended.pop(shadow_uid, None)
         self.released.discard(shadow_uid)
+
+
+def _standing(grants: Iterable[Grant]) -> dict[PodUID, Grant]:
+    return {g.shadow_uid: g for g in grants if g.phase is not GrantPhase.REMOVED}
 
 
 class Memories:
@@ -154,6 +177,10 @@ class Memories:
         if removed and mount_uid not in self._of:
             return False
         return self.of(mount_uid).listed(node, grants, asked=asked)
+
+    def agrees(self, mount_uid: str, node: NodeName, grants: Iterable[Grant]) -> bool:
+        """Tell whether that is what is known of a mount on that node."""
+        return self._of.get(mount_uid, Memory()).agrees(node, grants)
 
     def doubt(self, node: NodeName) -> tuple[str, ...]:
         """Take nothing on that node for granted any more; return the mounts that this concerns."""

@@ -54,6 +54,7 @@ class Reason(Enum):
     VERSION_MISMATCH = "VersionMismatch"
     DEVICE_UNHEALTHY = "DeviceUnhealthy"
     NOT_PERMITTED = "NotPermitted"
+    NOT_ISOLATED = "NotIsolated"
 
 
 class Kind(Enum):
@@ -64,6 +65,7 @@ class Kind(Enum):
     WAITING = "waiting"  # ends by itself: Reconciling=True
     PERMANENT = "permanent"  # until the object, its target or a policy changes: Stalled=True
     DEGRADED = "degraded"  # ready, and yet something is amiss: Degraded=True
+    NOTE = "note"  # ready as it is meant to be; the message of Ready says it
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,8 +195,9 @@ TABLE: Final[dict[Reason, Entry]] = {
         PATIENT,
     ),
     Reason.DEVICE_BUSY: _waiting(
-        "A process has a device open; nothing is taken away.",
-        "It is given back when they have closed it: end them to have it sooner.",
+        "A process has a device open. With `whenBusy: Wait` nothing is taken away; with "
+        "`Terminate` access is revoked and the process is being ended.",
+        "It is given back when none of them has it any more.",
     ),
     Reason.RESERVATION_LOST: _waiting(
         "The shadow pod was deleted, evicted or failed, so the device was taken away.",
@@ -275,6 +278,12 @@ TABLE: Final[dict[Reason, Entry]] = {
         "Give the target pod the file's group by securityContext.supplementalGroups, or run it as "
         "another user.",
     ),
+    Reason.NOT_ISOLATED: Entry(
+        Kind.NOTE,
+        "The target container may open every device of the node anyway: it is reserved and its "
+        "file is there, but access to it is not isolated, also after the unmount.",
+        "Run the target unprivileged if that matters.",
+    ),
 }
 
 
@@ -284,6 +293,12 @@ def trouble(word: str) -> Reason | None:
     if found is None or TABLE[found].kind not in (Kind.WAITING, Kind.PERMANENT):
         return None
     return found
+
+
+def is_note(word: str) -> bool:
+    """Tell whether another's word names something that is as it is meant to be."""
+    found = next((reason for reason in Reason if reason.value == word), None)
+    return found is not None and TABLE[found].kind is Kind.NOTE
 
 
 def message(reason: Reason, fact: str) -> str:
@@ -300,7 +315,8 @@ Generated from `operator/devicemount_operator/reasons.py` by `make crds`; a test
 The reason of a DeviceMount's condition `Ready`. **Waiting** (`Reconciling=True`) ends by itself;
 **permanent** (`Stalled=True`) lasts until the object, its target or a policy changes. The message
 in status says what is so in the case at hand and ends with the advice below. **Degraded** is the
-reason of condition `Degraded`, which a mount may have while it is `Ready`.
+reason of condition `Degraded`, which a mount may have while it is `Ready`. A **note** stands in the
+message of `Ready`.
 
 | reason | kind | meaning | what to do |
 |---|---|---|---|

@@ -18,8 +18,8 @@ from devicemount_operator.agents import AgentError
 from devicemount_operator.api.v1alpha1 import API_VERSION, KIND
 from devicemount_operator.caches import KnownMount, Mounts, Shadows
 from devicemount_operator.cluster import Cluster
-from devicemount_operator.decide import chain, report
-from devicemount_operator.decide.decision import Decision
+from devicemount_operator.decide import chain, happened, report
+from devicemount_operator.decide.decision import Decision, Event
 from devicemount_operator.decide.observation import Refusal
 from devicemount_operator.memory import Memories, Memory
 from devicemount_operator.observe import Observer
@@ -95,7 +95,9 @@ class Reconciler:
                 self._turns.doubt(subject.uid)
             decision = self._refused(subject, refusal)
         memory.setback = decision.setback
-        await self._tell(subject, decision)
+        told, news = happened.tell(subject.observation, memory.told)
+        await self._tell(subject, decision, news)
+        memory.told = told
         if decision.requeue_after_s is not None:
             self._again(subject.uid, decision.requeue_after_s)
 
@@ -115,12 +117,12 @@ class Reconciler:
         )
         return chain.refused(subject.observation, refusal)
 
-    async def _tell(self, subject: Subject, decision: Decision) -> None:
+    async def _tell(self, subject: Subject, decision: Decision, news: tuple[Event, ...]) -> None:
         """Write status if it says something new, then the Events."""
-        events = decision.events
+        events = (*decision.events, *news)
         if decision.report is not None:
             rendered = report.render(subject.observation, decision.report)
-            events = (*rendered.events, *events)
+            events = happened.without_repetition(rendered.events, events)
             if rendered.status is not None:
                 answer = await self._cluster.patch_status(
                     subject.known.key, uid=subject.uid, status=rendered.status

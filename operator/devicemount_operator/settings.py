@@ -48,7 +48,8 @@ class Settings:
         64  # passes at once; a pass is some requests, so this bounds what the API server gets
     )
     target_poll_s: float = 2.0  # a target pod that is waited for is asked for this often
-    agent_poll_s: float = 1.0  # `List` of every node that has mounts
+    agent_poll_s: float = 1.0  # `List` of every node that has mounts, while its stream is cut
+    agent_check_s: float = 10.0  # the same while it streams: in case that a stream tells too little
     resync_s: float = (
         300.0  # DeviceMounts listed again: what a watch may have lost without saying so
     )
@@ -58,7 +59,7 @@ class Settings:
     request_timeout_s: float = 10.0  # any single request to the API server
     apply_timeout_s: float = 30.0  # an agent waits for the kubelet's choice no longer
     remove_timeout_s: float = (
-        15.0  # twice a search of every process of the node, and the end of its holders
+        30.0  # searches of every process of the node; holders are waited for by asking again
     )
     list_timeout_s: float = 5.0
 

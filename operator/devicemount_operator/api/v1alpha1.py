@@ -31,6 +31,8 @@ MAX_CONDITIONS = 16
 MAX_TARGETS = 32
 MAX_MESSAGE = 2048  # characters of a sentence with a scheduler's or a policy's text in it
 MAX_COMMAND = 256
+MAX_NOTE = 256
+MAX_GRACE_S = 3600  # who needs longer to save its work waits: the device is revoked meanwhile
 
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 _DNS_SUBDOMAIN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*$"
@@ -209,10 +211,24 @@ class Reservation(_Model):
 class Unmount(_Model):
     """How devices are given back."""
 
-    when_busy: Literal["Wait"] = Field(
+    when_busy: Literal["Wait", "Terminate"] = Field(
         default="Wait",
-        description="What happens when a process still has a device open. Wait: nothing is taken "
-        "away until it has closed it; status names the process.",
+        description="What happens when a process still has a device open. Wait (the default): "
+        "nothing is taken away until it has closed it; status names the process. Terminate: the "
+        "device is taken away, and the processes of the target pod that have it open are ended, "
+        "these and no others. It may be changed at any time, also while a deletion waits.",
+    )
+    grace_period_seconds: int = Field(
+        default=30,
+        ge=0,
+        le=MAX_GRACE_S,
+        description="With Terminate: how long a process has between SIGTERM and SIGKILL. "
+        f"Default: 30; at most {MAX_GRACE_S}.",
+    )
+    include_main_process: bool = Field(
+        default=False,
+        description="With Terminate: true ends the container's main process too if it has a "
+        "device open, which restarts the container. false (the default): it is waited for.",
     )
 
 
@@ -311,6 +327,10 @@ class Holder(_Model):
         default=True,
         description="false: it had access of its own before this mount and keeps it; it is not "
         "waited for.",
+    )
+    note: Annotated[str, StringConstraints(min_length=1, max_length=MAX_NOTE)] | None = Field(
+        default=None,
+        description="What is special about it, such as why it is not ended.",
     )
 
 

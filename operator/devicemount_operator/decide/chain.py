@@ -11,13 +11,22 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
-from devicemount_operator.decide import grant, outcome, release, reservation, target, terms
+from devicemount_operator.decide import (
+    grant,
+    holders,
+    outcome,
+    release,
+    reservation,
+    target,
+    terms,
+)
 from devicemount_operator.decide.decision import AddFinalizer, Decision, TargetPhase
 from devicemount_operator.decide.observation import FINALIZER, Observation, Refusal, is_unwanted
-from devicemount_operator.decide.text import listing
 from devicemount_operator.reasons import TABLE, Reason
 
 Check = Callable[[Observation], Decision | None]
+
+ENDING_S: Final = 2.0  # the agent sends SIGKILL when it is asked after the grace
 
 CHECKS: Final[tuple[Check, ...]] = (
     release.deletion,
@@ -37,6 +46,7 @@ CHECKS: Final[tuple[Check, ...]] = (
     reservation.served_by_dra,
     reservation.not_placed,
     reservation.unguarded,
+    grant.blocked,
     grant.refused,
     grant.granted,
     grant.asked,
@@ -58,16 +68,20 @@ def refused(observation: Observation, refusal: Refusal) -> Decision:
     busy = refusal.reason is Reason.DEVICE_BUSY
     if not busy and grant.granted(observation) is not None and not is_unwanted(observation.mount):
         return _undisturbed(observation, refusal)
+    about = outcome.reserved_target(
+        observation,
+        phase=TargetPhase.RELEASING if busy else TargetPhase.WAITING,
+        holders=refusal.holders,
+    )
     decision = outcome.fails(
         observation,
         reason=refusal.reason,
-        fact=_held_by(refusal) if busy else refusal.message,
-        target=outcome.reserved_target(
-            observation,
-            phase=TargetPhase.RELEASING if busy else TargetPhase.WAITING,
-            holders=refusal.holders,
-        ),
+        fact=holders.sentence(observation, refusal, about) if busy else refusal.message,
+        target=about,
     )
+    if refusal.is_revoked and decision.requeue_after_s is not None:
+        pause_s = min(decision.requeue_after_s, ENDING_S)
+        decision = replace(decision, requeue_after_s=pause_s)
     return decision.remembering(release.unproved(observation))
 
 
@@ -90,14 +104,3 @@ def _lacks_finalizer(observation: Observation) -> bool:
     meta = observation.mount.metadata
     alive = meta.deletion_timestamp is None
     return alive and FINALIZER not in meta.finalizers and bool(observation.ours)
-
-
-def _held_by(refusal: Refusal) -> str:
-    blocking = [holder for holder in refusal.holders if holder.blocking]
-    unnamed = refusal.holders_total - len(refusal.holders)
-    count = len(blocking) + max(0, unnamed)
-    if not blocking:
-        return "a device is still open"
-    noun = "process has" if count == 1 else "processes have"
-    named = listing([f"{holder.pid} {holder.command}" for holder in blocking], total=count)
-    return f"{count} {noun} a device open: {named}"

@@ -43,6 +43,7 @@ class RemovePolicy(Enum):
     """How a release treats a process that holds the device."""
 
     WAIT = "Wait"
+    TERMINATE = "Terminate"
     LOST = "Lost"
 
 
@@ -53,6 +54,8 @@ class Remove:
     place: Place
     policy: RemovePolicy
     shadow_uids: tuple[PodUID, ...]  # empty: all of the mount in that place
+    grace_s: int = 0  # of TERMINATE, between TERM and KILL
+    include_main: bool = False  # of TERMINATE: the container's first process may be ended too
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +117,7 @@ class TargetReport:
     holders: tuple[Holder, ...] = ()
     granted_wall: float | None = None
     concerns: tuple[Concern, ...] = ()
+    is_reserved: bool = False  # an agent has seen what the kubelet chose, and it is ours still
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ are measured by, `wall` is unix time and only ends up in status. Pods are parsed
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final, NewType
 
@@ -170,7 +170,7 @@ class GrantPhase(Enum):
 
     WAITING = "Waiting"
     GRANTED = "Granted"
-    BUSY = "Busy"  # asked to release, a process holds a device; still granted
+    BUSY = "Busy"  # asked to release, a process holds a device; see is_granted
     LOST = "Lost"  # revoked since its reservation is gone
     REMOVED = "Removed"
     TARGET_ENDED = "TargetEnded"  # was granted to a container that has ended
@@ -216,6 +216,10 @@ class Holder:
     pod_uid: str  # empty: a process of the host
     container_id: str
     blocking: bool  # False: it had access of its own before us and keeps it
+    note: str = ""  # what is special about it, in the agent's words
+    container: str = ""  # names, where the runtime told them to the agent
+    pod_name: str = ""
+    pod_namespace: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +236,9 @@ class Grant:
     container_id: ContainerID | None
     granted_wall: float | None  # unix seconds; None: nothing is granted
     concerns: tuple[Concern, ...] = ()
+    repairs: int = 0  # how often its agent gave access again that somebody had taken
+    restarts: int = 0  # how often it was granted again to the container's next run
+    lost: Concern | None = None  # why, where the phase is LOST
     timings_ms: Mapping[str, float]  # agent's step -> milliseconds after it received Apply
 
 
@@ -244,6 +251,7 @@ class Refusal:
     at: float  # monotonic
     holders: tuple[Holder, ...] = ()
     holders_total: int = 0
+    is_revoked: bool = False  # nobody can open it any more; holders are being ended, if any may be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -260,6 +268,9 @@ class AgentView:
     refusal: Refusal | None = (
         None  # how the last Apply ended, if not granted; None while one is in flight
     )
+    ended: Mapping[PodUID, float] = field(
+        default_factory=dict
+    )  # monotonic, by shadow pod: since when the container that it was granted to has ended
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -346,8 +357,11 @@ def is_placed(observation: Observation, shadow: ShadowPod) -> bool:
 
 
 def is_granted(grant: Grant | None) -> bool:
-    """Say whether the devices open in the target now."""
-    return grant is not None and grant.phase in (GrantPhase.GRANTED, GrantPhase.BUSY)
+    """Say whether the devices open in the target now: not where holders are being ended."""
+    if grant is None:
+        return False
+    waits = grant.phase is GrantPhase.BUSY and grant.granted_wall is not None
+    return waits or grant.phase is GrantPhase.GRANTED
 
 
 def needs_target(observation: Observation) -> bool:

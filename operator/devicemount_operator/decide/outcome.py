@@ -16,6 +16,7 @@ from devicemount_operator.decide.decision import (
     TargetReport,
 )
 from devicemount_operator.decide.observation import (
+    GrantPhase,
     Holder,
     Observation,
     Setback,
@@ -25,6 +26,7 @@ from devicemount_operator.decide.observation import (
 )
 from devicemount_operator.reasons import TABLE, Reason
 
+_GIVEN_AWAY: Final = (GrantPhase.LOST, GrantPhase.REMOVED)
 PATIENCE_S: Final = 2.0  # what is over sooner is not worth a status write
 CALM_S: Final = 600.0  # failures that lie further apart have nothing to do with each other
 
@@ -56,7 +58,8 @@ def fails(
     target: TargetReport | None = None,
 ) -> Decision:
     """Count a failed attempt: report it, and try again after the reason's pause."""
-    count = _failures(observation) + 1
+    earlier = recent(observation)
+    count = 1 if earlier is None else earlier.count + 1
     pause_s = TABLE[reason].pace.pause_s(count)
     setback = Setback(
         reason=reason,
@@ -95,18 +98,21 @@ def reserved_target(
     if shadow is None:
         return None
     grant = observation.grant_of(shadow)
-    open_now = grant if is_granted(grant) else None  # devices are named only where they open
+    # Devices are named only where they open, or where processes are ended that have them open.
+    is_named = grant is not None and (is_granted(grant) or grant.phase is GrantPhase.BUSY)
+    named = grant if is_named else None
     return TargetReport(
         pod_uid=shadow.place.target_uid,
         node=shadow.place.node or None,
         container=known_container(observation, shadow.place.target_uid),
-        container_id=open_now.container_id if open_now else None,
+        container_id=named.container_id if named else None,
         phase=phase,
         shadow_pods=(shadow.name,),
-        devices=open_now.devices if open_now else (),
+        devices=named.devices if named else (),
         holders=holders,
-        granted_wall=open_now.granted_wall if open_now else None,
-        concerns=open_now.concerns if open_now else (),
+        granted_wall=named.granted_wall if named else None,
+        concerns=named.concerns if named else (),
+        is_reserved=grant is not None and bool(grant.devices) and grant.phase not in _GIVEN_AWAY,
     )
 
 
@@ -122,12 +128,12 @@ def bare_target(observation: Observation, pod: TargetPod) -> TargetReport:
     )
 
 
-def _failures(observation: Observation) -> int:
-    """Return how many attempts failed in a row, whatever for; after a long calm the row is over."""
+def recent(observation: Observation) -> Setback | None:
+    """Return the last setback, unless a long calm lies between."""
     setback = observation.setback
     if setback is None or observation.now - setback.until > CALM_S:
-        return 0
-    return setback.count
+        return None
+    return setback
 
 
 def is_said_to_be_ready(observation: Observation) -> bool:

@@ -6,6 +6,8 @@ The order is the promise: revoke and prove, then the shadow pod, then the finali
 the first refusal, so a device that is still open keeps everything that comes after it.
 """
 
+from functools import partial
+
 from devicemount_operator import reasons
 from devicemount_operator.decide.decision import (
     Action,
@@ -72,7 +74,7 @@ def give_back(observation: Observation) -> tuple[Action, ...]:
     return (
         *give_up(lost(observation)),
         *give_up_places(forgotten(observation)),
-        *_remove_all(held),
+        *_remove_all(observation, held),
         *(
             DeleteShadowPod(name=shadow.name, uid=shadow.uid)
             for shadow in observation.ours
@@ -85,7 +87,7 @@ def give_back_former(observation: Observation, *, target_uid: PodUID) -> tuple[A
     """Return what gives back the shadow pods that were made for another pod than this one."""
     former = [s for s in observation.ours if s.place.target_uid != target_uid and not is_ending(s)]
     return (
-        *_remove_all([s.place for s in former if not observation.is_released(s)]),
+        *_remove_all(observation, [s.place for s in former if not observation.is_released(s)]),
         *(DeleteShadowPod(name=shadow.name, uid=shadow.uid) for shadow in former),
     )
 
@@ -175,10 +177,19 @@ def _strangers(observation: Observation) -> tuple[ShadowPod, ...]:
     return tuple(s for s in observation.shadows if not s.is_ours and not is_ending(s))
 
 
-def _remove_all(places: list[Place]) -> tuple[Action, ...]:
-    return tuple(
-        Remove(place=place, policy=RemovePolicy.WAIT, shadow_uids=()) for place in _distinct(places)
-    )
+def _remove_all(observation: Observation, places: list[Place]) -> tuple[Action, ...]:
+    """Return what takes all back in these places, as spec.unmount says now."""
+    unmount = observation.mount.spec.unmount
+    if unmount.when_busy == "Wait":
+        remove = partial(Remove, policy=RemovePolicy.WAIT)
+    else:
+        remove = partial(
+            Remove,
+            policy=RemovePolicy.TERMINATE,
+            grace_s=unmount.grace_period_seconds,
+            include_main=unmount.include_main_process,
+        )
+    return tuple(remove(place=place, shadow_uids=()) for place in _distinct(places))
 
 
 def _distinct(found: list[Place]) -> tuple[Place, ...]:

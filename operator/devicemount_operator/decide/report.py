@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from devicemount_operator.api import v1alpha1 as api
+from devicemount_operator.decide import holders
 from devicemount_operator.decide.decision import (
     Event,
     EventType,
@@ -27,10 +28,9 @@ from devicemount_operator.decide.observation import (
     Holder,
     Observation,
 )
-from devicemount_operator.decide.text import clip, listing
-from devicemount_operator.reasons import TABLE, Kind, Reason
+from devicemount_operator.decide.text import MAX_EVENT_MESSAGE, clip, listing
+from devicemount_operator.reasons import TABLE, Kind, Reason, is_note
 
-MAX_EVENT_MESSAGE: Final = 1024  # the API server's own limit
 _MAX_NAME = 253
 _MAX_PATH = 512
 _MAX_CONTAINER_ID = 128
@@ -79,7 +79,7 @@ def _ready(report: Report) -> str | None:
     kind = TABLE[report.reason].kind
     if kind is Kind.SUSPENDED:
         return None
-    return "1/1" if kind in (Kind.READY, Kind.DEGRADED) else "0/1"
+    return "1/1" if kind in (Kind.READY, Kind.DEGRADED, Kind.NOTE) else "0/1"
 
 
 # Conditions
@@ -107,15 +107,16 @@ def _facts(report: Report) -> list[tuple[str, bool, str]]:
     """Return (type, whether it holds, a reason of its own or "" for the report's)."""
     target = report.target
     granted = target is not None and target.granted_wall is not None
+    reserved = target is not None and target.is_reserved
     aspects = [
         ("TargetFound", target is not None, "TargetFound" if target else ""),
-        ("Reserved", granted, "Reserved" if granted else ""),
+        ("Reserved", reserved, "Reserved" if reserved else ""),
         ("Grafted", granted, "Grafted" if granted else ""),
     ]
     if target is None and report.reason is not Reason.TARGET_NOT_FOUND:
         del aspects[0]  # nothing was said about it in this pass
     match TABLE[report.reason].kind:
-        case Kind.READY | Kind.DEGRADED:
+        case Kind.READY | Kind.DEGRADED | Kind.NOTE:
             return [("Ready", True, ""), *aspects]
         case Kind.SUSPENDED:
             return [("Suspended", True, "")]
@@ -127,7 +128,8 @@ def _facts(report: Report) -> list[tuple[str, bool, str]]:
 
 def _degraded(observation: Observation, report: Report) -> list[api.Condition]:
     """Return the condition of what is amiss although the devices open; none while nothing is."""
-    concerns = report.target.concerns if report.target else ()
+    told = report.target.concerns if report.target else ()
+    concerns = [concern for concern in told if not is_note(concern.reason)]
     if not concerns:
         return []
     return [
@@ -236,17 +238,14 @@ def _cut(target: TargetReport, named: tuple[api.Device, ...]) -> str:
 
 def _holder(observation: Observation, target: TargetReport, holder: Holder) -> api.Holder:
     """Name pod and container where they are ours to know; else by UID and id."""
-    names: dict[str, str] = {target.pod_uid: observation.mount.spec.target.pod_name}
-    names.update({shadow.uid: shadow.name for shadow in observation.ours})
-    in_target = target.container_id is not None and holder.container_id == target.container_id
-    container = target.container if in_target and target.container else holder.container_id
-    pod = names.get(holder.pod_uid, holder.pod_uid)
     return api.Holder(
         pid=max(0, holder.pid),
         command=clip(holder.command, api.MAX_COMMAND),
-        pod=clip(pod, _MAX_NAME) or None,
-        container=clip(container, _MAX_CONTAINER_ID) or None,
+        pod=clip(holders.pod_of(observation, holder), _MAX_NAME) or None,
+        container=clip(holders.container_of(observation, target, holder), _MAX_CONTAINER_ID)
+        or None,
         blocking=holder.blocking,
+        note=clip(holder.note, api.MAX_NOTE) or None,
     )
 
 

@@ -31,7 +31,7 @@ from devicemount_operator.decide.observation import (
 )
 from devicemount_operator.reasons import Reason
 
-HOLD_DOWN_S: Final = 20.0  # the fence stands only while `hold` runs
+HOLD_DOWN_S: Final = 25.0  # the fence stands only while `hold` runs; the agent acts after 20 s
 UNSEEN_S: Final = 30.0  # no scheduler has said a word about the pod
 YIELD_S: Final = 5.0  # given up when it is not placed by then, where others wait for their turn
 RETRY_S: Final = 10.0  # while a scheduler refuses: is the target still there?
@@ -129,15 +129,16 @@ def missing(observation: Observation) -> Decision | None:
             fact=f"the names of {shadow_pod.MAX_ORDINALS} shadow pods are taken",
         )
     lacks = FINALIZER not in observation.mount.metadata.finalizers
+    apply = StartApply(
+        place=Place(node=pod.node, target_uid=pod.uid),
+        container=container.name,
+        container_id=container.container_id,
+        shadow_uid=None,
+    )
     return Decision(
         actions=(
             CreateShadowPod(ordinal),
-            StartApply(
-                place=Place(node=pod.node, target_uid=pod.uid),
-                container=container.name,
-                container_id=container.container_id,
-                shadow_uid=None,
-            ),
+            *(() if _must_run_first(observation) else (apply,)),
             *((AddFinalizer(),) if lacks else ()),
         ),
         requeue_after_s=outcome.PATIENCE_S,
@@ -196,6 +197,12 @@ def is_unguarded(observation: Observation, shadow: ShadowPod) -> bool:
     return since is not None and observation.now - since >= HOLD_DOWN_S
 
 
+def must_run_first(observation: Observation, shadow: ShadowPod) -> bool:
+    """Say whether nothing may be granted yet, since the last shadow pod did not run either."""
+    runs = shadow.scheduled and shadow.hold_down_since is None
+    return _must_run_first(observation) and not runs
+
+
 def discard(shadow: ShadowPod) -> tuple[Remove, DeleteShadowPod]:
     """Return what ends a worthless reservation: revoke what was granted, delete the pod."""
     return (
@@ -214,8 +221,18 @@ def free_ordinal(observation: Observation, target_uid: PodUID) -> int | None:
     return next((n for n in range(shadow_pod.MAX_ORDINALS) if n not in taken), None)
 
 
+def _must_run_first(observation: Observation) -> bool:
+    setback = outcome.recent(observation)
+    return setback is not None and setback.reason is Reason.SHADOW_NOT_RUNNING
+
+
 def _loss(observation: Observation, uids: set[PodUID]) -> tuple[Reason, str]:
     """Say what happened to the first of them; once granted, it is a loss whatever ended it."""
+    for grant in observation.agent.grants:
+        if grant.shadow_uid in uids and grant.lost is not None and grant.lost.message:
+            did_not_run = grant.lost.reason == Reason.SHADOW_NOT_RUNNING.value
+            reason = Reason.SHADOW_NOT_RUNNING if did_not_run else Reason.RESERVATION_LOST
+            return reason, grant.lost.message
     granted = {g.shadow_uid for g in observation.agent.grants if g.devices}
     shadow = next((s for s in observation.ours if s.uid in uids), None)
     if shadow is None:

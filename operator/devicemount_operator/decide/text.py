@@ -5,6 +5,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Final
 
+MAX_EVENT_MESSAGE: Final = 1024  # characters: the API server's own limit
 _LISTED: Final = 4  # names in a sentence; status has all of them
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
 

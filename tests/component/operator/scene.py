@@ -57,6 +57,7 @@ class Scene:
             health_port=0,
             agent_port=agent.port,
             agent_poll_s=0.1,
+            agent_check_s=0.1,
             lease_retry_s=0.5,
         )
         self._audit = audit

@@ -26,6 +26,7 @@ LOOP0 = agent_pb2.Device(
     nodes=[agent_pb2.Node(path="/dev/loop0", type="b", major=7, minor=0, access="rw")],
 )
 CONTAINER_ID = "c" * 64
+GRANTED_NS = 1_800_000_000_000_000_000
 
 
 @dataclass
@@ -44,7 +45,12 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
     waiting: set[asyncio.Event] = field(default_factory=set)
     lists: int = 0
     profile: agent_pb2.ResourceState | None = None  # None: an agent that does not know the call
-    node_calls: int = 0
+    node: agent_pb2.NodeState | None = None
+    node_calls: int = 0  # about resources
+    streams: bool = True  # False: an agent that does not know Watch
+    is_mute: bool = False  # its stream lives and says nothing
+    watches: int = 0
+    listeners: set["asyncio.Queue[agent_pb2.WatchResponse | None]"] = field(default_factory=set)
     states: dict[tuple[str, str], agent_pb2.MountState] = field(default_factory=dict)
 
     async def Apply(
@@ -78,7 +84,10 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
         ]
         if self.holders and request.policy == agent_pb2.WAIT:
             return self._say(request.key, pods, agent_pb2.BUSY)
+        if self.holders and request.policy == agent_pb2.TERMINATE:
+            return self._say(request.key, pods, agent_pb2.BUSY, granted_ns=0)
         self.states.pop(_of(request.key), None)
+        self._tell(agent_pb2.MountState(key=request.key, phase=agent_pb2.REMOVED))
         return agent_pb2.MountState(
             key=request.key,
             phase=agent_pb2.REMOVED,
@@ -94,14 +103,31 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
         self.lists += 1
         return agent_pb2.ListResponse(mounts=list(self.states.values()))
 
-    async def Node(self, request: agent_pb2.NodeRequest, context: Context) -> agent_pb2.NodeState:
-        self.node_calls += 1
-        if self.profile is None:
+    async def Watch(
+        self, request: agent_pb2.WatchRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.WatchResponse]:
+        if not self.streams:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such call")
-        said = agent_pb2.NodeState()
+        self.watches += 1
+        messages: asyncio.Queue[agent_pb2.WatchResponse | None] = asyncio.Queue()
+        self.listeners.add(messages)
+        try:
+            for state in tuple(self.states.values()):
+                yield agent_pb2.WatchResponse(mount=state)
+            yield agent_pb2.WatchResponse()
+            while (message := await messages.get()) is not None:
+                yield message
+        finally:
+            self.listeners.discard(messages)
+
+    async def Node(self, request: agent_pb2.NodeRequest, context: Context) -> agent_pb2.NodeState:
+        self.node_calls += bool(request.resources)
+        if self.profile is None and self.node is None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, "no such call")
+        said = self.node or agent_pb2.NodeState()
         for resource in request.resources:
             state = said.resources.add()
-            state.CopyFrom(self.profile)
+            state.CopyFrom(self.profile or agent_pb2.ResourceState())
             state.resource = resource
         return said
 
@@ -115,36 +141,57 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
         return is_enough
 
     def say_of_all(self, phase: "agent_pb2.Phase.ValueType") -> None:
-        """Change what List says of every mount."""
-        for key, state in tuple(self.states.items()):
-            changed = agent_pb2.MountState()
-            changed.CopyFrom(state)
-            changed.phase = phase
-            for shadow in changed.shadow_pods:
+        """Change what is said of every mount."""
+
+        def change(state: agent_pb2.MountState) -> None:
+            state.phase = phase
+            for shadow in state.shadow_pods:
                 shadow.phase = phase
-            self.states[key] = changed
+
+        self.change(change)
 
     def worry(self, *concerns: agent_pb2.Concern) -> None:
-        """Change what List says is amiss with every mount."""
+        """Change what is said to be amiss with every mount."""
+
+        def change(state: agent_pb2.MountState) -> None:
+            for shadow in state.shadow_pods:
+                del shadow.concerns[:]
+                shadow.concerns.extend(concerns)
+
+        self.change(change)
+
+    def change(self, change: Callable[[agent_pb2.MountState], None]) -> None:
+        """Change every mount's state, and tell it."""
         for key, state in tuple(self.states.items()):
             changed = agent_pb2.MountState()
             changed.CopyFrom(state)
-            for shadow in changed.shadow_pods:
-                del shadow.concerns[:]
-                shadow.concerns.extend(concerns)
+            change(changed)
             self.states[key] = changed
+            self._tell(changed)
+
+    def cut(self) -> None:
+        """End every stream."""
+        for messages in self.listeners:
+            messages.put_nowait(None)
+
+    def _tell(self, state: agent_pb2.MountState) -> None:
+        if not self.is_mute:
+            for messages in self.listeners:
+                messages.put_nowait(agent_pb2.WatchResponse(mount=state))
 
     def _say(
         self,
         key: agent_pb2.MountKey,
         pods: Any,
         phase: "agent_pb2.Phase.ValueType",
+        *,
+        granted_ns: int = GRANTED_NS,
     ) -> agent_pb2.MountState:
         state = agent_pb2.MountState(
             key=key,
             container_id=CONTAINER_ID,
             phase=phase,
-            granted_unix_ns=1_800_000_000_000_000_000,
+            granted_unix_ns=granted_ns,
             timings_us={"chosen": 100, "verified": 200},
             shadow_pods=[
                 agent_pb2.ShadowState(
@@ -159,6 +206,7 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
             ],
         )
         self.states[_of(key)] = state
+        self._tell(state)
         return state
 
 
@@ -182,7 +230,8 @@ async def serving(
     """Serve a stub agent until the block ends; its gate is open."""
     agent = StubAgent()
     agent.gate.set()
-    server = grpc.aio.server()
+    pings = ("grpc.http2.min_ping_interval_without_data_ms", 100)  # a test may be in a hurry
+    server = grpc.aio.server(options=[pings])
     agent_pb2_grpc.add_AgentServicer_to_server(agent, server)
     credentials = tls.server_credentials(MountedIdentity(certificates / "agent"))
     agent.port = server.add_secure_port(f"{host}:{port}", credentials)

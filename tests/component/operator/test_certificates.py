@@ -131,8 +131,8 @@ async def test_a_new_authority_takes_over_without_a_failed_mount(
 
         await cluster.deliver()
         await cluster.mounts("after")
-    assert "does not answer" not in caplog.text
-    assert "AgentUnavailable" not in caplog.text
+        assert "does not answer" not in caplog.text
+        assert "AgentUnavailable" not in caplog.text
 
 
 async def test_a_successor_goes_on_with_a_change(cluster: Cluster) -> None:
@@ -269,8 +269,8 @@ async def test_an_authority_replaced_at_once_reaches_both_sides_one_after_the_ot
         for side in order:
             files.write(side, signed_by=new)
             await files.mounts(f"after-{side}")
-    assert "AgentUnavailable" not in caplog.text
-    assert "does not answer" not in caplog.text
+        assert "AgentUnavailable" not in caplog.text
+        assert "does not answer" not in caplog.text
 
 
 async def test_a_bad_certificate_is_named_and_healed_without_a_restart(files: Files) -> None:

@@ -49,9 +49,20 @@ async def test_nine_resources_and_none_are_refused(scene: Scene) -> None:
     assert "at least 1 properties" in await refusal(scene, {})
 
 
-async def test_a_policy_that_does_not_work_yet_is_refused(scene: Scene) -> None:
-    said = await refusal(scene, {LOOP: 1}, unmount={"whenBusy": "Terminate"})
-    assert 'supported values: "Wait"' in said
+@pytest.mark.parametrize(
+    ("unmount", "message"),
+    [
+        ({"whenBusy": "Kill"}, 'supported values: "Wait", "Terminate"'),
+        ({"gracePeriodSeconds": -1}, "greater than or equal to 0"),
+        ({"gracePeriodSeconds": 3601}, "less than or equal to 3600"),
+        ({"gracePeriodSeconds": "30s"}, "must be of type integer"),
+        ({"includeMainProcess": "yes"}, "must be of type boolean"),
+    ],
+)
+async def test_an_unmount_that_is_no_policy_is_refused(
+    scene: Scene, unmount: dict[str, Any], message: str
+) -> None:
+    assert message in await refusal(scene, {LOOP: 1}, unmount=unmount)
 
 
 async def test_counts_are_stored_as_they_are_written(scene: Scene) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What agents say, by which way it came and when."""
 
+from dataclasses import replace
+
 import pytest
 
 from devicemount_operator.decide.observation import Grant, GrantPhase, NodeName, Place, PodUID
@@ -49,6 +51,15 @@ def test_what_a_silent_agent_said_is_not_taken_for_granted() -> None:
     assert phases(memory)[A] is GrantPhase.GRANTED
 
 
+def test_nor_is_what_it_said_of_devices_that_are_waited_for_and_open_still() -> None:
+    memory = Memory()
+    waits = replace(grant(A, GrantPhase.BUSY), granted_wall=1.0)
+    memory.answered([waits, grant(B, GrantPhase.BUSY)], now=10.0)
+    assert memory.doubt(NODE)
+    assert phases(memory) == {A: GrantPhase.WAITING, B: GrantPhase.BUSY}
+    assert not memory.doubt(NODE)
+
+
 @pytest.mark.parametrize(
     ("said", "news", "after"),
     [
@@ -67,6 +78,28 @@ def test_a_later_list_is_the_truth(
     memory.answered([grant(A, GrantPhase.GRANTED)], now=10.0)
     assert memory.listed(NODE, [grant(A, phase) for phase in said], asked=11.0) is news
     assert phases(memory) == after
+
+
+def test_what_repeats_what_is_known_of_a_node_is_no_news() -> None:
+    memories = Memories()
+    assert memories.agrees("mount", NODE, [grant(A, GrantPhase.REMOVED)])
+    assert not memories.agrees("mount", NODE, [grant(A, GrantPhase.GRANTED)])
+    memories.of("mount").answered([grant(A, GrantPhase.GRANTED)], now=10.0)
+    assert memories.agrees("mount", NODE, [grant(A, GrantPhase.GRANTED)])
+    assert not memories.agrees("mount", NODE, [grant(A, GrantPhase.BUSY)])
+    assert not memories.agrees("mount", NODE, [])
+    assert memories.agrees("mount", NodeName("another"), [])
+    assert memories.uids() == ("mount",)
+
+
+def test_since_when_a_container_has_ended_is_remembered_until_another_runs() -> None:
+    memory = Memory()
+    memory.answered([grant(A, GrantPhase.GRANTED)], now=10.0)
+    memory.listed(NODE, [grant(A, GrantPhase.TARGET_ENDED)], asked=11.0)
+    memory.answered([grant(A, GrantPhase.TARGET_ENDED)], now=12.0)
+    assert memory.agent_view(frozenset()).ended == {A: 11.0}
+    memory.listed(NODE, [grant(A, GrantPhase.GRANTED)], asked=13.0)
+    assert memory.agent_view(frozenset()).ended == {}
 
 
 def test_a_list_of_one_node_says_nothing_about_another() -> None:

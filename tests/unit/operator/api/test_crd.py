@@ -90,9 +90,11 @@ def test_the_fields_are_those_that_work() -> None:
         ".spec.reservation.acceptEnvFile",
         ".spec.unmount",
         ".spec.unmount.whenBusy",
+        ".spec.unmount.gracePeriodSeconds",
+        ".spec.unmount.includeMainProcess",
         ".spec.suspend",
     ]
-    assert OURS[".spec.unmount.whenBusy"]["enum"] == ["Wait"]
+    assert OURS[".spec.unmount.whenBusy"]["enum"] == ["Wait", "Terminate"]
 
 
 def test_status_is_a_subresource_that_says_not_looked_at_yet() -> None:

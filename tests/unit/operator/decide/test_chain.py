@@ -21,6 +21,7 @@ from devicemount_operator.decide.decision import (
 )
 from devicemount_operator.decide.observation import (
     ContainerState,
+    Grant,
     GrantPhase,
     NodeName,
     Observation,
@@ -35,7 +36,7 @@ from devicemount_operator.decide.observation import (
     needs_priority,
     needs_target,
 )
-from devicemount_operator.reasons import Reason
+from devicemount_operator.reasons import TABLE, Reason
 from unit.operator import given
 from unit.operator.given import NODE, NOW, PLACE, SHADOW_NAME, SHADOW_UID
 
@@ -50,6 +51,8 @@ REMOVE_ALL = Remove(place=PLACE, policy=RemovePolicy.WAIT, shadow_uids=())
 REMOVE_LOST = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(SHADOW_UID,))
 REMOVE_FORGOTTEN = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=())
 DELETE = DeleteShadowPod(name=SHADOW_NAME, uid=SHADOW_UID)
+TERMINATE = {"whenBusy": "Terminate", "gracePeriodSeconds": 5, "includeMainProcess": True}
+TERMINATE_ALL = replace(REMOVE_ALL, policy=RemovePolicy.TERMINATE, grace_s=5, include_main=True)
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ WAY_UP = [
             agent=APPLYING,
             setback=failed(until=NOW - 1),
         ),
-        again_s=15.5,
+        again_s=20.5,
         failures=3,
     ),
     case(
@@ -181,7 +184,7 @@ WAY_UP = [
         given.mounted(shadows=(given.shadow(hold_down_since=NOW - 1),)),
         reason=Reason.MOUNTED,
         message="testbed.devicemount.io/vcs vcs1 opens in container notebook.",
-        again_s=19.0,
+        again_s=24.0,
     ),
     case(
         "success after failures clears them",
@@ -209,7 +212,100 @@ WAY_UP = [
         ),
         APPLY_AGAIN,
         reason=Reason.GRAFTING,
-        message=f"shadow pod {SHADOW_NAME} holds the devices. It goes on by itself.",
+        message=f"its container has ended, and shadow pod {SHADOW_NAME} keeps the devices for the "
+        "next. It goes on by itself.",
+    ),
+    case(
+        "the container was restarted just now: its agent grafts by itself and is left alone",
+        given.observation(
+            mount=given.mount(
+                status={"conditions": [{"type": "Ready", "status": "True", "reason": "Mounted"}]}
+            ),
+            shadows=(given.shadow(seen=NOW - 100),),
+            agent=given.agent(
+                grants=(given.grant(GrantPhase.TARGET_ENDED),), ended={SHADOW_UID: NOW - 1}
+            ),
+        ),
+        reason=Reason.GRAFTING,
+        again_s=2.0,
+    ),
+    case(
+        "the last shadow pod never ran: the next one is made, and nothing granted for it yet",
+        given.observation(setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW)),
+        CreateShadowPod(0),
+        again_s=2.0,
+        failures=3,
+    ),
+    case(
+        "it does not run either, yet",
+        given.observation(
+            shadows=(given.shadow(hold_down_since=NOW - 1),),
+            setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW),
+        ),
+        again_s=1.9,
+        failures=3,
+    ),
+    case(
+        "it runs: granted",
+        given.observation(
+            shadows=(given.shadow(),), setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW)
+        ),
+        APPLY_AGAIN,
+        again_s=1.9,
+        failures=3,
+    ),
+    case(
+        "mounted again after a loss: how often it was lost is remembered for the next time",
+        given.mounted(setback=failed(Reason.RESERVATION_LOST, until=NOW - 60)),
+        reason=Reason.MOUNTED,
+        failures=3,
+    ),
+    case(
+        "mounted again long after a loss: that is forgotten",
+        given.mounted(setback=failed(Reason.RESERVATION_LOST, until=NOW - 601)),
+        reason=Reason.MOUNTED,
+    ),
+    case(
+        "long after a shadow pod did not run: nothing is waited for any more",
+        given.observation(setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW - 601)),
+        CreateShadowPod(0),
+        APPLY_NEW,
+        again_s=2.0,
+        failures=3,
+    ),
+    case(
+        "mounted after it was refused: that is over",
+        given.mounted(setback=failed(Reason.INSUFFICIENT, until=NOW - 60)),
+        reason=Reason.MOUNTED,
+    ),
+    case(
+        "access was taken and cannot be given again yet: its agent goes on, nothing is given back",
+        given.observation(
+            shadows=(given.shadow(seen=NOW - 100),),
+            agent=given.agent(
+                grants=(
+                    given.grant(
+                        GrantPhase.WAITING,
+                        concerns=(given.concern("FilterBlocked", "program 7 is linked"),),
+                    ),
+                )
+            ),
+        ),
+        reason=Reason.FILTER_BLOCKED,
+        message="program 7 is linked. Allow the device there, or run the container without that "
+        "filter.",
+        again_s=15.0,
+    ),
+    case(
+        "a privileged target: Ready says that it is not isolated",
+        given.mounted(
+            agent=given.agent(
+                grants=(given.grant(concerns=(given.concern("NotIsolated", "It may open all."),)),),
+                container="notebook",
+            )
+        ),
+        reason=Reason.MOUNTED,
+        message="testbed.devicemount.io/vcs vcs1 opens in container notebook. It may open all.",
     ),
 ]
 
@@ -526,6 +622,28 @@ RESERVATION = [
         again_s=2.0,
         failures=1,
     ),
+    *(
+        case(
+            f"the agent has noticed the loss itself and says why: {word}",
+            given.observation(
+                shadows=(given.shadow(),),
+                agent=given.agent(
+                    grants=(given.grant(GrantPhase.LOST, lost=given.concern(word, "as it saw it")),)
+                ),
+            ),
+            REMOVE_LOST,
+            DELETE,
+            reason=reason,
+            message=f"as it saw it. {TABLE[reason].advice}",
+            again_s=2.0,
+            failures=1,
+        )
+        for word, reason in (
+            ("ReservationLost", Reason.RESERVATION_LOST),
+            ("ShadowNotRunning", Reason.SHADOW_NOT_RUNNING),
+            ("AWordOfANewerAgent", Reason.RESERVATION_LOST),
+        )
+    ),
     case(
         "an old shadow pod is lost while a new one is mounted: only the old one is revoked",
         given.mounted(shadows=(given.shadow(), given.shadow(uid=OTHER_UID, deleting=True))),
@@ -552,14 +670,14 @@ RESERVATION = [
         again_s=0.0,
     ),
     case(
-        "the process of the shadow pod does not run for 20 s: revoked, though mounted",
+        "the process of the shadow pod does not run for 25 s: revoked, though mounted",
         given.mounted(
-            shadows=(given.shadow(hold_down_since=NOW - 20, hold_text="ErrImagePull: no"),)
+            shadows=(given.shadow(hold_down_since=NOW - 25, hold_text="ErrImagePull: no"),)
         ),
         REMOVE_LOST,
         DELETE,
         reason=Reason.SHADOW_NOT_RUNNING,
-        message=f"shadow pod {SHADOW_NAME} has not run for 20 s: ErrImagePull: no. It is tried "
+        message=f"shadow pod {SHADOW_NAME} has not run for 25 s: ErrImagePull: no. It is tried "
         "again: see the shadow pod's events.",
         again_s=2.0,
         failures=1,
@@ -981,6 +1099,28 @@ GIVING_BACK = [
         "mount again.",
     ),
     case(
+        "deleted, and what is busy is to be ended",
+        given.mounted(mount=given.deleted(unmount=TERMINATE)),
+        TERMINATE_ALL,
+        DELETE,
+        DropFinalizer(),
+    ),
+    case(
+        "suspended, and what is busy is to be ended after the usual grace",
+        given.mounted(mount=given.mount(suspend=True, unmount={"whenBusy": "Terminate"})),
+        replace(TERMINATE_ALL, grace_s=30, include_main=False),
+        DELETE,
+        reason=Reason.SUSPENDED,
+    ),
+    case(
+        "deleted after the reservation was lost: what was to be ended is ended at once",
+        given.mounted(
+            mount=given.deleted(unmount=TERMINATE), shadows=(given.shadow(deleting=True),)
+        ),
+        REMOVE_LOST,
+        DropFinalizer(),
+    ),
+    case(
         "suspended and deleted: deleted",
         given.mounted(mount=given.deleted(suspend=True)),
         REMOVE_ALL,
@@ -1015,8 +1155,9 @@ def test_busy_names_the_processes_and_what_to_do() -> None:
     assert decision.actions == ()
     assert decision.report is not None
     assert decision.report.message == (
-        "2 processes have a device open: 17 python train.py, 18 python train.py. It is given back "
-        "when they have closed it: end them to have it sooner."
+        "2 processes have a device open: 17 python train.py (container notebook), 18 python "
+        "train.py (container notebook). To have them ended, set spec.unmount.whenBusy to "
+        "Terminate. It is given back when none of them has it any more."
     )
     assert decision.report.target is not None
     assert decision.report.target.holders == holders
@@ -1029,8 +1170,112 @@ def test_busy_says_how_many_hold_it_where_not_all_are_named() -> None:
     decision = refused(given.mounted(mount=given.deleted()), busy)
     assert decision.report is not None
     assert decision.report.message.startswith(
-        "100 processes have a device open: 0 w, 1 w, 2 w, 3 w and 96 more."
+        "100 processes have a device open: 0 w (container notebook), 1 w (container notebook), 2 w "
+        "(container notebook), 3 w (container notebook) and 96 more."
     )
+
+
+@pytest.mark.parametrize(
+    ("holder", "named"),
+    [
+        (given.holder(7, note="TERM was sent"), "7 python train.py (container notebook; TERM was"),
+        (given.holder(7, container_id="feed"), "7 python train.py (container feed)"),
+        (
+            given.holder(
+                7,
+                pod_uid="dead",
+                container_id="feed",
+                container="feeder",
+                pod_name="data-0",
+                pod_namespace="team-a",
+            ),
+            "7 python train.py (pod data-0; container feeder)",
+        ),
+        (
+            given.holder(
+                7,
+                pod_uid="dead",
+                container_id="feed",
+                container="secret",
+                pod_name="secret-0",
+                pod_namespace="another",
+            ),
+            "7 python train.py (pod dead; container feed)",
+        ),
+        (given.holder(7, pod_uid="dead"), "7 python train.py (pod dead; container notebook)"),
+        (given.holder(7, pod_uid="", container_id=""), "7 python train.py (a process of the node)"),
+        (given.holder(7, command="sh\n" + "x" * 200, container_id=""), "7 sh\\nxxx"),
+    ],
+    ids=[
+        "a note",
+        "another container",
+        "names of its own namespace",
+        "no names of another namespace",
+        "another pod",
+        "the node",
+        "a command of its own choice",
+    ],
+)
+def test_a_holder_is_named_with_where_it_is_and_what_is_special(holder: Any, named: str) -> None:
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=(holder,), holders_total=1)
+    decision = refused(given.mounted(mount=given.deleted()), busy)
+    assert decision.report is not None
+    assert decision.report.message.startswith(f"1 process has a device open: {named}")
+    assert len(decision.report.message) < 500
+
+
+def test_while_processes_are_being_ended_status_says_so_and_that_nothing_is_grafted() -> None:
+    grant = given.grant(GrantPhase.BUSY, granted_wall=None)
+    agent = given.agent(grants=(grant,), container="notebook")
+    observation = given.mounted(mount=given.deleted(unmount=TERMINATE), agent=agent)
+    busy = given.refusal(
+        Reason.DEVICE_BUSY, "", holders=(given.holder(),), holders_total=1, is_revoked=True
+    )
+    said = refused(observation, busy).report
+    assert said is not None
+    assert said.message == (
+        "access is revoked, and 1 process has a device open: 17 python train.py (container "
+        "notebook). It is given back when none of them has it any more."
+    )
+    status = report.render(observation, said).status
+    assert status is not None
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    assert (conditions["Reserved"], conditions["Grafted"]) == ("True", "False")
+    assert [d["id"] for d in status["targets"][0]["devices"]] == ["vcs1"]  # kept for its Event
+    assert "since" not in status["targets"][0]
+
+
+@pytest.mark.parametrize(
+    "grant",
+    [
+        given.grant(
+            GrantPhase.WAITING, granted_wall=None, concerns=(given.concern("FilterBlocked"),)
+        ),
+        given.grant(GrantPhase.WAITING),
+        given.grant(GrantPhase.TARGET_ENDED, granted_wall=None),
+    ],
+    ids=["access was taken", "its agent is silent", "its container has ended"],
+)
+def test_what_is_reserved_and_does_not_open_is_said_to_be_just_that(grant: Grant) -> None:
+    ready = given.mount(status={"conditions": [{"type": "Ready", "status": "True", "reason": "x"}]})
+    agent = given.agent(grants=(grant,), container="notebook")
+    observation = given.mounted(mount=ready, target=given.target(), agent=agent)
+    said = decide(observation).report
+    assert said is not None
+    status = report.render(observation, said).status
+    assert status is not None
+    conditions = {c["type"]: c["status"] for c in status["conditions"]}
+    found = [conditions[kind] for kind in ("Ready", "Reserved", "Grafted")]
+    assert (found, status["ready"]) == (["False", "True", "False"], "0/1")
+    assert status["targets"][0]["devices"] == []
+
+
+def test_what_is_wanted_again_while_its_processes_are_ended_is_asked_for_again() -> None:
+    grant = given.grant(GrantPhase.BUSY, granted_wall=None)
+    observation = given.mounted(
+        target=given.target(), agent=given.agent(grants=(grant,), container="notebook")
+    )
+    assert decide(observation).actions == (APPLY_AGAIN,)
 
 
 def busy_again(earlier: Decision, *, now: float) -> Decision:
@@ -1046,6 +1291,12 @@ def test_a_busy_device_is_asked_for_ever_more_rarely_but_within_five_seconds() -
         pauses.append(decision.requeue_after_s)
         now += decision.requeue_after_s
     assert pauses == [0.5, 1.0, 2.0, 4.0, 5.0, 5.0]
+
+
+def test_processes_that_are_being_ended_are_looked_after_every_two_seconds() -> None:
+    busy = given.refusal(Reason.DEVICE_BUSY, "", is_revoked=True)
+    observation = given.mounted(mount=given.deleted(), setback=failed(Reason.DEVICE_BUSY, count=9))
+    assert refused(observation, busy).requeue_after_s == 2.0
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from devicemount_operator.api import v1alpha1 as api
-from devicemount_operator.decide import chain, report
+from devicemount_operator.decide import chain, happened, report
 from devicemount_operator.decide.decision import (
     Action,
     CreateShadowPod,
@@ -17,6 +17,7 @@ from devicemount_operator.decide.decision import (
     DeleteShadowPod,
     DropFinalizer,
     Remove,
+    RemovePolicy,
     StartApply,
 )
 from devicemount_operator.decide.observation import (
@@ -31,6 +32,7 @@ from devicemount_operator.decide.observation import (
     Refusal,
     Setback,
     TargetAbsent,
+    is_granted,
     is_unwanted,
 )
 from devicemount_operator.reasons import Reason, trouble
@@ -80,6 +82,10 @@ GRANTS = st.builds(
     place=PLACES,
     devices=st.sampled_from([(), (given.device(),)]),
     granted_wall=st.sampled_from([None, given.WALL]),
+    concerns=st.sampled_from([(), (given.concern("FilterBlocked"), given.concern("NotIsolated"))]),
+    repairs=st.integers(0, 2),
+    restarts=st.integers(0, 2),
+    lost=st.sampled_from([None, given.concern("ShadowNotRunning", "\ud800")]),
 )
 TROUBLES = st.sampled_from([reason for reason in Reason if trouble(reason.value)])
 REFUSALS: st.SearchStrategy[Refusal] = st.builds(
@@ -89,6 +95,7 @@ REFUSALS: st.SearchStrategy[Refusal] = st.builds(
     at=TIMES,
     holders=st.sampled_from([(), (given.holder(),)]),
     holders_total=st.integers(0, 99),
+    is_revoked=st.booleans(),
 )
 AGENTS = st.builds(
     given.agent,
@@ -98,6 +105,7 @@ AGENTS = st.builds(
     applying=st.none() | UIDS,
     container=st.sampled_from([None, "notebook"]),
     refusal=st.none() | REFUSALS,
+    ended=st.dictionaries(UIDS, TIMES, max_size=2),
 )
 SETBACKS = st.builds(
     Setback,
@@ -136,6 +144,7 @@ MOUNTS = st.builds(
         }
     ),
     suspend=st.booleans(),
+    unmount=st.sampled_from([{}, {"whenBusy": "Terminate", "gracePeriodSeconds": 0}]),
     container=st.sampled_from([None, "notebook", "absent"]),
 )
 
@@ -248,7 +257,31 @@ def test_ready_is_said_only_of_devices_that_an_agent_verified(observation: Obser
         assert shadow is not None
         grant = observation.grant_of(shadow)
         assert grant is not None
-        assert grant.phase in (GrantPhase.GRANTED, GrantPhase.BUSY)
+        waits = grant.phase is GrantPhase.BUSY and grant.granted_wall is not None
+        assert waits or grant.phase is GrantPhase.GRANTED
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(OBSERVATIONS)
+def test_processes_are_ended_only_where_the_mount_says_so(observation: Observation) -> None:
+    unmount = observation.mount.spec.unmount
+    for action in chain.decide(observation).actions:
+        if isinstance(action, Remove) and action.policy is RemovePolicy.TERMINATE:
+            assert unmount.when_busy == "Terminate"
+            assert not action.include_main
+
+
+@settings(max_examples=100, deadline=None)
+@for_all(OBSERVATIONS)
+def test_what_happened_is_told_of_what_opens_and_once(observation: Observation) -> None:
+    known, nothing = happened.tell(observation, {})
+    assert nothing == ()
+    agent = observation.agent
+    later = tuple(replace(g, repairs=g.repairs + 1, restarts=g.restarts + 1) for g in agent.grants)
+    observation = replace(observation, agent=replace(agent, grants=later))
+    known, events = happened.tell(observation, known)
+    assert len(events) == 2 * sum(map(is_granted, agent.grants))
+    assert happened.tell(observation, known) == (known, ())
 
 
 @settings(max_examples=100, deadline=None)

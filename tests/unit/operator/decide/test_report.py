@@ -217,6 +217,7 @@ EXPECTED = {
     Kind.WAITING: Verdict.IN_PROGRESS,
     Kind.PERMANENT: Verdict.FAILED,
     Kind.DEGRADED: Verdict.CURRENT,
+    Kind.NOTE: Verdict.CURRENT,
 }
 
 
@@ -314,6 +315,13 @@ def test_when_it_is_over_the_condition_goes_and_that_is_told() -> None:
         "Recovered",
         "DeviceUnhealthy is over",
     )
+
+
+def test_a_note_is_no_degradation() -> None:
+    found = rendered(degraded("NotIsolated"))
+    assert found.status is not None
+    assert "Degraded" not in conditions(found.status)
+    assert [event.reason for event in found.events] == ["Mounted"]
 
 
 def test_what_does_not_open_is_not_called_degraded() -> None:
