@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest --durations=10 --durations-min=1
 BENCH_N ?= 20
 STAMP := .venv/.complete
 
-.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images manifests docs claims proto crds bench gpu-check clean cluster-tests lifecycle binaries
+.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images manifests docs claims support proto crds bench gpu-check clean cluster-tests lifecycle binaries
 
 venv: $(STAMP) ## prepare .venv with locked dependencies
 $(STAMP): requirements/dev.txt pyproject.toml testbed/pyproject.toml tools/venv.sh
@@ -25,6 +25,7 @@ test: lint unit component node lifecycle cluster-tests ## everything that CI che
 
 soak: cluster ## storms, thousands of rounds and long waits (hours; never in CI)
 	@$(PYTEST) tests/soak
+	@HOSTILE_SWAPS=4000 HOSTILE_GRANTS=2000 HOSTILE_OPENS=1000000 HOSTILE_CLIENT_MOUNTS=4 $(PYTEST) tests/hostile
 
 lint: $(STAMP) docs ## format, style, types, layers, licences, generated files
 	@.venv/bin/ruff format --check --quiet . || { echo "run: .venv/bin/ruff format ." >&2; exit 1; }
@@ -43,8 +44,8 @@ binaries: $(STAMP)
 component: binaries ## operator, agent and plugin against real API server and real gRPC
 	@$(PYTEST) tests/component
 
-node: binaries ## the real kernel, as root: cgroups v1 and v2, device files, holders
-	@$(PYTEST) tests/node
+node: binaries ## the real kernel, as root: cgroups v1 and v2, device files, holders, hostile tenants
+	@$(PYTEST) tests/node tests/hostile
 
 cluster: $(STAMP) ## leave a running testbed with devicemount deployed from manifests/
 	@$(TESTBED) up
@@ -75,6 +76,10 @@ crds: $(STAMP) ## generate crds/ from the pydantic models, and docs/reasons.md
 
 claims: $(STAMP) ## generate docs/claims.md from docs/claims.yaml
 	@$(PY) -m tools.claims > docs/claims.md.new && mv docs/claims.md.new docs/claims.md
+
+support: $(STAMP) ## take over what the last run of the matrix found: docs/support.json, docs/support.md
+	@cp dist/support.json docs/support.json
+	@$(PY) -m tools.support > docs/support.md.new && mv docs/support.md.new docs/support.md
 
 docs: $(STAMP) ## build the documentation as a site, strictly, into dist/site
 	@said=$$(NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict 2>&1) || { echo "$$said" >&2; exit 1; }

@@ -8,9 +8,11 @@ from functools import partial
 import pytest
 
 from cluster.failing import bystanding
-from cluster.world import FUSE, LOOP, SYSTEM, VCS, Pod, World, eventually
+from cluster.world import FUSE, LOOP, MANY_DEVICES, SYSTEM, VCS, Pod, World, eventually
 from devicemount_testbed.api import Api, mount_path
 from devicemount_testbed.cluster import Testbed
+from devicemount_testbed.devices import MANY
+from devicemount_testbed.topology import NODES
 
 
 @pytest.fixture(scope="session")
@@ -52,7 +54,13 @@ def bystander(world: World) -> Iterator[Pod]:
 
 @pytest.fixture(params=["node1", "node2"])
 def node(request: pytest.FixtureRequest) -> str:
-    """Run the scenario on both nodes: cgroup v1 and cgroup v2."""
+    """Run the scenario on cgroup v1 and on cgroup v2."""
+    return str(request.param)
+
+
+@pytest.fixture(params=[node.name for node in NODES])
+def each_node(request: pytest.FixtureRequest) -> str:
+    """Run the scenario with systemd's cgroup driver too."""
     return str(request.param)
 
 
@@ -67,14 +75,14 @@ def _deployed(testbed: Testbed, api: Api) -> None:
         assert api.get(f"/apis/apps/v1/namespaces/{SYSTEM}/{kind}/{name}"), (
             f"{name} is not deployed: run `make cluster`"
         )
-    offered = dict.fromkeys((VCS, LOOP, FUSE), "4")
+    offered = dict.fromkeys((VCS, LOOP, FUSE), "4") | {MANY_DEVICES: str(MANY)}
 
     def offers(name: str) -> bool:
         allocatable = api.call("GET", f"/api/v1/nodes/{name}")["status"]["allocatable"]
         return {resource: allocatable.get(resource) for resource in offered} == offered
 
-    for name in ("node1", "node2"):
-        eventually(partial(offers, name), what=f"{name} offers the testbed's devices")
+    for each in NODES:
+        eventually(partial(offers, each.name), what=f"{each.name} offers the testbed's devices")
 
 
 LAST = ("test_certificates.py", "test_install.py")

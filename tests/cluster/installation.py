@@ -12,6 +12,7 @@ from pathlib import Path
 from cluster import inventory
 from cluster.pages import DOCS, blocks
 from cluster.world import SYSTEM, VCS, Mount, Pod, World, eventually
+from devicemount_testbed import topology
 from devicemount_testbed.api import Api
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.images import IMAGES, write_release
@@ -19,7 +20,7 @@ from devicemount_testbed.images import IMAGES, write_release
 ROOT = DOCS.parent
 PAGE = DOCS / "install.md"
 README = ROOT / "README.md"
-NODES = ("node1", "node2")
+NODES = tuple(node.name for node in topology.NODES)
 TIMEOUT_S = 180
 # What a site adds to have devices without a plugin of their own: the testbed's.
 DEVICES = """

@@ -17,7 +17,7 @@ from devicemount_agent.kernel.files import closing
 from devicemount_testbed.api import Api
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.preflight import read_mounts, unified_root, v1_hierarchies
-from devicemount_testbed.topology import CgroupVersion, Node
+from devicemount_testbed.topology import CgroupDriver, CgroupVersion, Node
 
 Lines = dict[str, list[str]]
 
@@ -25,12 +25,14 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _NODE = {
     "mounts": "awk '{print $5}' /proc/self/mountinfo",
     "dev": "find /dev -xdev -exec stat -c '%n %F %t:%T %a %u:%g' {} +",
-    "run": "find /run -xdev -path /run/containerd -prune -o -path /run/netns -prune -o -print",
+    "run": "find /run -xdev -path /run/containerd -prune -o -path /run/netns -prune "
+    "-o -path /run/systemd -prune -o -print",
     "kubelet": "find /var/lib/kubelet -path '*/pods/*' -prune -o -name '*check*' -o -print",
     "cdi": "find /var/lib/cdi /etc/cdi 2>/dev/null || true",
     "processes": "for p in /proc/[0-9]*; do [ -e $p/exe ] || continue; "
     "echo $(grep -o 'kubepods.*' $p/cgroup | head -n 1) $(tr '\\0' ' ' < $p/cmdline); done",
 }
+_POD_CGROUP = re.compile(r"pod[0-9a-f]{8}[-_]")
 _FILES = "find /dev /run -xdev -exec stat -c '%n %F %t:%T %a %u:%g' {} +"
 _VOLATILE = re.compile(r"/run/netns/|/var/lib/kubelet/(?:pki|plugins_registry)/|^(?:sh|bash) -c ")
 _NOT_OURS_TO_COMPARE = (
@@ -45,7 +47,8 @@ _NOT_OURS_TO_COMPARE = (
 def of_node(testbed: Testbed, api: Api, node: Node) -> Lines:
     """Return what the node has that belongs to no living pod."""
     pods = api.call("GET", f"/api/v1/pods?fieldSelector=spec.nodeName%3D{node.name}")["items"]
-    alive = {pod["metadata"]["uid"] for pod in pods}
+    uids = {pod["metadata"]["uid"] for pod in pods}
+    alive = uids | {uid.replace("-", "_") for uid in uids}  # as systemd's units have them
     found = {name: _run(testbed, node, script) for name, script in _NODE.items()}
     ids = {
         match
@@ -63,7 +66,8 @@ def of_node(testbed: Testbed, api: Api, node: Node) -> Lines:
         for name, lines in found.items()
     }
     trees = [root / node.cgroup_name for root in _hierarchies(node)]
-    directories = (str(path) for tree in trees for path in tree.rglob("pod*") if path.is_dir())
+    directories = (str(path) for tree in trees for path in tree.rglob("*pod*") if path.is_dir())
+    directories = (path for path in directories if _POD_CGROUP.search(path))
     kept["cgroups"] = sorted(p for p in directories if not any(uid in p for uid in alive))
     return kept
 
@@ -98,7 +102,7 @@ def of_container(testbed: Testbed, pod: Pod) -> Lines:
         "identity": [str(pod.identity())],
         "files": sorted(pod.sh(_FILES).splitlines()),
         "mounts": pod.sh("cut -d' ' -f4- /proc/self/mountinfo").splitlines(),
-        "filter": _filter(node, pod.uid),
+        "filter": filters_of(node, pod.uid),
     }
 
 
@@ -116,11 +120,12 @@ def _hierarchies(node: Node) -> list[Path]:
             return [unified_root()]
 
 
-def _filter(node: Node, pod_uid: str) -> list[str]:
+def filters_of(node: Node, pod_uid: str) -> list[str]:
     """Return the device filters of the pod's cgroups: rules on v1, programs on v2."""
     (root,) = _hierarchies(node)
     found = []
-    for path in sorted((root / node.cgroup_name).rglob(f"pod{pod_uid}*/**/")):
+    uid = pod_uid.replace("-", "_") if node.driver is CgroupDriver.SYSTEMD else pod_uid
+    for path in sorted((root / node.cgroup_name).rglob(f"*pod{uid}*/**/")):
         match node.cgroup:
             case CgroupVersion.V1:
                 rules = sorted((path / "devices.list").read_text().splitlines())

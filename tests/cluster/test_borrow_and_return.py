@@ -4,12 +4,12 @@
 from cluster.world import FUSE, LOOP, VCS, World, eventually
 
 
-def test_a_device_is_borrowed_and_returned(world: World, node: str) -> None:
+def test_a_device_is_borrowed_and_returned(world: World, each_node: str) -> None:
     quota = {"metadata": {"name": "devices"}, "spec": {"hard": {f"requests.{VCS}": "3"}}}
     quotas = f"/api/v1/namespaces/{world.namespace}/resourcequotas"
     world.api.call("POST", quotas, quota)
-    pod = world.pod("notebook", node=node)
-    before, free = pod.identity(), world.free(node)
+    pod = world.pod("notebook", node=each_node)
+    before, free = pod.identity(), world.free(each_node)
     assert pod.openable() == set()
 
     mount = world.mount("borrowed", pod)
@@ -20,7 +20,7 @@ def test_a_device_is_borrowed_and_returned(world: World, node: str) -> None:
     (path,) = mount.files()
     assert pod.opens(path)
     assert pod.openable() == {path.rpartition("/")[2]}
-    assert world.free(node) == free - 1
+    assert world.free(each_node) == free - 1
 
     def used() -> str:
         return str(world.api.call("GET", f"{quotas}/devices")["status"]["used"][f"requests.{VCS}"])
@@ -32,9 +32,9 @@ def test_a_device_is_borrowed_and_returned(world: World, node: str) -> None:
     ]  # fmt: skip
     device = mount.target["devices"][0]["id"]
     assert shown[1].split()[:7] == [
-        "borrowed", "notebook", "main", node, f'["{device}"]', "True", "Mounted",
+        "borrowed", "notebook", "main", each_node, f'["{device}"]', "True", "Mounted",
     ] or shown[1].split()[:7] == [
-        "borrowed", "notebook", "main", node, device, "True", "Mounted",
+        "borrowed", "notebook", "main", each_node, device, "True", "Mounted",
     ]  # fmt: skip
 
     mount.delete()
@@ -43,12 +43,12 @@ def test_a_device_is_borrowed_and_returned(world: World, node: str) -> None:
     assert not pod.exists(path)
     assert pod.identity() == before
     assert world.shadow_pods() == []
-    assert world.free(node) == free
+    assert world.free(each_node) == free
     eventually(lambda: used() == "0", what="the quota counts none again")
 
 
-def test_two_mounts_on_one_container_are_independent(world: World, node: str) -> None:
-    pod = world.pod("notebook", node=node)
+def test_two_mounts_on_one_container_are_independent(world: World, each_node: str) -> None:
+    pod = world.pod("notebook", node=each_node)
     first, second = world.mount("first", pod), world.mount("second", pod)
     one, two = first.ready().files() + second.ready().files()
     assert one != two
@@ -70,8 +70,8 @@ def test_two_devices_in_one_mount(world: World, node: str) -> None:
     assert pod.openable() == set()
 
 
-def test_a_block_device(world: World, node: str) -> None:
-    pod = world.pod("notebook", node=node)
+def test_a_block_device(world: World, each_node: str) -> None:
+    pod = world.pod("notebook", node=each_node)
     mount = world.mount("disk", pod, resource=LOOP).ready()
     (path,) = mount.files()
     assert pod.opens(path)
@@ -90,8 +90,8 @@ def test_one_device_file_shared_by_two_mounts_stays_until_the_last(world: World,
     assert not pod.exists("/dev/fuse")
 
 
-def test_a_target_without_shell_or_mknod(world: World, node: str) -> None:
-    pod = world.pod("scratch", node=node, image="localhost/scratch-target:1")
+def test_a_target_without_shell_or_mknod(world: World, each_node: str) -> None:
+    pod = world.pod("scratch", node=each_node, image="localhost/scratch-target:1")
     assert pod.run("/target", "open", "/dev/vcs", "/dev/vcs1").returncode == 1
     mount = world.mount("borrowed", pod).ready()
     (path,) = mount.files()

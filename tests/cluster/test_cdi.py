@@ -15,7 +15,12 @@ from vendors.inside import Picture
 
 ONE = {RESOURCE: 1}
 BUSYBOX, DISTROLESS = "localhost/busybox:1", "localhost/scratch-target:1"
-AGENTS = [point for point in Failpoint if point.value.startswith("agent-")]
+AGENTS = [  # those of a mount
+    Failpoint.AGENT_AFTER_INTENT,
+    Failpoint.AGENT_AFTER_MOUNTS,
+    Failpoint.AGENT_AFTER_GRANT,
+    Failpoint.AGENT_BEFORE_COMMIT,
+]
 
 
 @pytest.fixture(scope="module", params=["node1", "node2"])

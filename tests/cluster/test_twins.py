@@ -6,6 +6,7 @@ nodes, which two replicas share: what they see of them must be the same to the l
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -31,16 +32,23 @@ CONFIG: Object = {
     ]
 }
 RESOURCES = [one["name"] for one in CONFIG["resources"]]
+SHARED = f"{DOMAIN}/shared"
+CONFIG["resources"].append(
+    {"name": SHARED, "replicas": 8, "nodes": {"paths": ["/dev/twin-rw"]}}  # 33:44, 0640
+)
 PATHS = (
     "/dev/twin-r /dev/twin-w /dev/twin-rw /dev/twin-mrw /dev/twins/twin-named /dev/twin-link "
     "/dev/twin-one /dev/twin-two"
 )
 # For each path what a look says, and what opening it for reading, writing and both says. A number
 # that no driver has answers "No such device or address" where the filter lets it pass.
-LOOK = (
-    f"for p in {PATHS}; do stat -c '%n %F %t:%T %a %u:%g' $p;"
-    " (: < $p) 2>&1; (: >> $p) 2>&1; (: <> $p) 2>&1; done | sed 's/^.*can.t [a-z]* //'"
-)
+
+
+def looking_at(paths: str) -> str:
+    return (
+        f"for p in {paths}; do stat -c '%n %F %t:%T %a %u:%g' $p;"
+        " (: < $p) 2>&1; (: >> $p) 2>&1; (: <> $p) 2>&1; done | sed 's/^.*can.t [a-z]* //'"
+    )
 
 
 @pytest.fixture
@@ -56,7 +64,10 @@ def devices(world: World, node: str) -> Iterator[str]:
         assert world.testbed.exec(node, ["sh", "-c", script]).returncode == 0
         with running_plugin(world.testbed, world.api, node=node, config=CONFIG):
             eventually(
-                lambda: all(allocatable(world.api, node, name) == 2 for name in RESOURCES),
+                lambda: all(
+                    allocatable(world.api, node, name) == (8 if name == SHARED else 2)
+                    for name in (*RESOURCES, SHARED)
+                ),
                 what="the node offers the twins' devices",
             )
             yield node
@@ -74,7 +85,37 @@ def test_a_twin_sees_no_difference(world: World, devices: str) -> None:
         mount.ready()
 
     def look(pod: Pod) -> list[str]:
-        return pod.sh(LOOK).splitlines()
+        return pod.sh(looking_at(PATHS)).splitlines()
 
     assert look(given) == look(born)
     assert len(look(born)) == 4 * len(PLUGGED)
+
+
+USERS: dict[str, Object] = {
+    "user": {"securityContext": {"runAsUser": 1000}},
+    "groups": {"securityContext": {"runAsUser": 1000, "supplementalGroups": [44]}},
+    "own-users": {"hostUsers": False},
+}
+
+
+@pytest.mark.parametrize("node", ["node2"])
+def test_a_twin_of_another_user_sees_no_difference(world: World, devices: str) -> None:
+    """Nor in a user namespace, but for the owner: a node of the start is nobody's there."""
+
+    def twins(name: str) -> list[list[str]]:
+        born = world.pod(f"born-{name}", node=devices, limits={SHARED: 1}, **USERS[name])
+        given = world.pod(f"given-{name}", node=devices, **USERS[name])
+        world.mount(name, given, resource=SHARED).ready()
+        looks = [pod.sh(looking_at("/dev/twin-rw")).splitlines() for pod in (born, given)]
+        assert len(looks[0]) == 4, looks
+        return looks
+
+    with ThreadPoolExecutor(len(USERS)) as threads:
+        seen = dict(zip(USERS, threads.map(twins, USERS), strict=True))
+    for name in ("user", "groups"):
+        born, given = seen[name]
+        assert given == born
+    born, given = seen["own-users"]
+    assert born[0].endswith(" 640 65534:65534")
+    assert given[0].endswith(" 640 33:44")
+    assert given[0].rpartition(" ")[0] == born[0].rpartition(" ")[0]

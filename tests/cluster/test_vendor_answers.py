@@ -7,6 +7,7 @@ The pods wait for a volume that never comes, so no container is made.
 """
 
 import json
+import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -46,7 +47,7 @@ class Kubelet:
 def kubelet(testbed: Testbed, api: Api) -> Iterator[Kubelet]:
     """Let the kubelet allocate every case; those of one resource one after another."""
     told = Kubelet()
-    namespace = "vendor-answers"
+    namespace = f"vendor-answers-{secrets.token_hex(3)}"
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
     try:
         with ExitStack() as undo:

@@ -25,6 +25,7 @@ from devicemount_testbed.waiting import wait_until
 SYSTEM = "devicemount-system"
 LOOP = "testbed.devicemount.io/loop"
 FUSE = "testbed.devicemount.io/fuse"
+MANY_DEVICES = "testbed.devicemount.io/many"
 DEADLINE_S = 30.0
 
 
