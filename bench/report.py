@@ -13,7 +13,7 @@ Json = dict[str, Any]  # the JSON boundary
 
 
 def results(run: Run) -> Json:
-    """Return the figures of every arm, of both nodes together and of each."""
+    """Return the figures of every arm, of all nodes together and of each."""
     return {
         "samples": run.rounds,
         "load_average": {
