@@ -318,6 +318,9 @@ def populate(root: Path, case: Case) -> None:
             make_root(root, vendor)
     _make_devices(root, case)
     _make_files(root, case)
+    if case.has_cdi() and not (case.refusal and "no CDI spec" in case.refusal.text):
+        for number, spec in enumerate(cdi_specs(case)):
+            write(root, f"/var/run/cdi/{number}.json", json.dumps(spec))
 
 
 def _make_devices(root: Path, case: Case) -> None:

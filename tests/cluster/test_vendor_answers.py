@@ -6,7 +6,6 @@ asks for it; the kubelet writes its checkpoint; our readers read that, on files 
 The pods wait for a volume that never comes, so no container is made.
 """
 
-import json
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -64,9 +63,6 @@ def kubelet(testbed: Testbed, api: Api) -> Iterator[Kubelet]:
 def root(tmp_path: Path, case: Case) -> Path:
     """Make the node's files that fit the case."""
     vendors.populate(tmp_path, case)
-    if case.has_cdi() and not (case.refusal and "no CDI spec" in case.refusal.text):
-        for number, spec in enumerate(vendors.cdi_specs(case)):
-            vendors.write(tmp_path, f"/var/run/cdi/{number}.json", json.dumps(spec))
     return tmp_path
 
 

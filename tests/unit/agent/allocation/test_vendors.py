@@ -3,7 +3,6 @@
 reason for which it is refused.
 """
 
-import json
 from pathlib import Path
 
 import pytest
@@ -32,9 +31,6 @@ async def read(root: Path, case: Case, *, accept_env_file: bool) -> tuple[Device
 @pytest.fixture
 def root(tmp_path: Path, case: Case) -> Path:
     vendors.populate(tmp_path, case)
-    if case.has_cdi() and not (case.refusal and "no CDI spec" in case.refusal.text):
-        for number, spec in enumerate(vendors.cdi_specs(case)):
-            vendors.write(tmp_path, f"/var/run/cdi/{number}.json", json.dumps(spec))
     return tmp_path
 
 
