@@ -106,6 +106,11 @@ class Losses:
         """Tell whether a loss is under way or settled."""
         return uid in self._courses or uid in self._settled
 
+    def is_revoked(self, uid: PodUID) -> bool:
+        """Tell whether nobody can open a lost grant's devices by it any more."""
+        course = self._courses.get(uid)
+        return uid in self._settled or (course is not None and course.is_revoked)
+
     def is_settled(self, uid: PodUID) -> bool:
         """Tell whether a lost grant's devices are proven to be held by nobody."""
         return uid in self._settled
@@ -206,6 +211,7 @@ class Losses:
         try:
             await self._grafts.revoke((grant,))
             course.is_revoked = True
+            self._grafts.changes.note(grant.key)
         except (DeviceMountError, OSError) as error:
             course.has_failed = True
             log.error(line("could not revoke", **facts(grant), error=error))

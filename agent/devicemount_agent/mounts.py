@@ -442,9 +442,9 @@ class Mounts:
 
     def _phase(self, grant: Grant) -> Phase:
         uid = grant.shadow.uid
-        if grant.stage is Stage.LOST:
+        if grant.stage is Stage.LOST and self._losses.is_revoked(uid):
             return Phase.LOST
-        if grant.stage is Stage.INTENT:
+        if grant.stage is not Stage.COMMITTED:
             return Phase.WAITING
         if self._grafts.holders.are_blocking((uid,)):
             return Phase.BUSY
