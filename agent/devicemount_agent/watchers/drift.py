@@ -30,7 +30,7 @@ from devicemount_agent.model import Concern, ContainerID, PodUID
 
 SWEEP_S = 0.25
 BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
-FIRST_RETRY_S, LAST_RETRY_S = 1.0, 30.0  # after what could not be repaired; doubled each time
+FIRST_RETRY_S, LAST_RETRY_S = 0.25, 30.0  # after what could not be repaired; doubled each time
 BURST_S = 10.0  # repairs that follow each other more closely are one burst
 
 log = logging.getLogger(__name__)

@@ -222,9 +222,10 @@ async def test_a_burst_is_logged_when_it_begins_and_when_it_is_over(
 
     async with node.agent() as agent:
         await node.apply(target, node.reserved(target, "vcs1"))
-        for _ in range(3):
+        before = counted()
+        for times in (1, 2, 3):
             wiper.wipe()
-            await until(lambda: can_open(target, "vcs1"), "it is given back")
+            await until(lambda times=times: counted() - before == times, "it is repaired")
         assert len(said("repaired mount=")) == 1
         monkeypatch.setattr(drift, "BURST_S", 0.0)
         await swept(agent)
