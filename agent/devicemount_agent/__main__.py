@@ -20,6 +20,7 @@ from devicemount_agent import directories, health, metrics, service
 from devicemount_agent.allocation.kubelet import Checkpoint, PodResources
 from devicemount_agent.allocation.parts import allocation_on
 from devicemount_agent.bell import Bell
+from devicemount_agent.certificates import Certificates
 from devicemount_agent.container.cri import Runtime
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
@@ -50,7 +51,6 @@ from devicemount_agent.watchers.health import watch as watch_health
 from devicemount_agent.watchers.restart import Restarts
 from devicemount_agent.withdrawal import Withdrawal
 from devicemount_agent_api.failpoints import armed
-from devicemount_agent_api.identity import MountedIdentity
 from devicemount_agent_api.tls import AGENT_NAME
 from devicemount_agent_api.version import VERSION
 
@@ -66,12 +66,12 @@ log = logging.getLogger("devicemount_agent")
 class Agent:
     """All parts, put together."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, certificates: Certificates | None = None) -> None:
         """Open the journal and the watches. Needs a running event loop. Raises OSError."""
         self._settings = settings
         self._ends: set[asyncio.Task[None]] = set()
         self._is_recovered = False
-        self.identity = MountedIdentity(settings.tls_directory)
+        self.certificates = certificates or Certificates(settings.tls_directory, name=AGENT_NAME)
         self.journal = Journal(settings.journal_directory, boot_id=boot_id())
         self.runtime = Runtime(settings.cri_socket)
         self.bell = Bell()
@@ -200,6 +200,7 @@ class Agent:
         self.grafts.holders.close()
         self.containers.close()
         self.bell.close()
+        self.checkpoint.close()
         await self.pod_resources.close()
         await self.runtime.close()
         self.journal.close()
@@ -246,17 +247,17 @@ class Agent:
     async def _serve(self, stopped: asyncio.Event) -> None:
         """Serve until told to end, from when there are certificates; grants need none to live."""
         said = ""
-        while self.identity.now_shown() is None:
+        while await asyncio.to_thread(self.certificates.now_shown) is None:
             if stopped.is_set():
                 return
-            amiss = self.identity.amiss(AGENT_NAME)
+            amiss = await asyncio.to_thread(self.certificates.amiss)
             if amiss != said:
                 log.warning(line("waited for certificates", amiss=amiss))
                 said = amiss
             await asyncio.sleep(RETRY_S)
         server = await service.start(
             self._settings.listen,
-            self.identity,
+            self.certificates,
             self.mounts,
             about=self.allocation.about,
             node=self._facts,
@@ -272,7 +273,7 @@ class Agent:
             return "the journal is not replayed yet"
         if self.journal.damage:
             return f"the journal is damaged: {self.journal.damage}; {self.rebuild.amiss}"
-        own = self.identity.amiss(AGENT_NAME)
+        own = await asyncio.to_thread(self.certificates.amiss)
         return own or await self._node_amiss()
 
     async def _node_amiss(self) -> str:

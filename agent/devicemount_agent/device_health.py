@@ -52,10 +52,18 @@ class DeviceHealth:
 
     def concerns(self, grant: Grant) -> tuple[Concern, ...]:
         """Return what is wrong with a grant's devices."""
+        if self.is_well(grant):
+            return ()
         return tuple(
             Concern(REASON, f"{device.resource} {device.id}: {sentence}")
             for device in grant.devices
             if (sentence := self._sentence(device, grant))
+        )
+
+    def is_well(self, grant: Grant) -> bool:
+        """Tell whether nothing at all is wrong with a grant's devices. Costs next to nothing."""
+        return not grant.withheld and all(
+            self.of(device) is not Health.UNHEALTHY for device in grant.devices
         )
 
     def _sentence(self, device: Device, grant: Grant) -> str:

@@ -15,14 +15,14 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 from pathlib import Path
-from typing import Annotated
+from typing import Any, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError
+import msgspec
 
 from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.kernel.files import reserve
@@ -43,7 +43,19 @@ SLACK_RECORDS = 1024  # so many records more than needed, then the file is writt
 RESERVE_BYTES = 1 << 16  # a grant leaves room for the last requests and the ends of some 200
 SLACK_BYTES = 1 << 20  # or so many bytes: a grant with a driver's libraries has some 10 KiB
 
-_RECORD: TypeAdapter[Record] = TypeAdapter(Annotated[Record, Field(discriminator="kind")])
+_DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
+    str(field.default): msgspec.json.Decoder(kind)
+    for kind in get_args(Record)
+    for field in fields(kind)
+    if field.name == "kind"
+}
+_ENCODER = msgspec.json.Encoder()
+
+
+class _Kind(msgspec.Struct):
+    """What every record has."""
+
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +90,9 @@ def replay(raw: bytes, *, boot_id: str, written_bytes: int = 0) -> Replay:
     ledger, understood, damage = Ledger(), 0, cut
     for number, line in enumerate(lines[1:], start=2):
         try:
-            ledger = after(ledger, _RECORD.validate_json(_unsealed(line)))
+            ledger = after(ledger, _to_record(_unsealed(line)))
             understood += 1
-        except (ValueError, ValidationError) as error:
+        except (ValueError, KeyError, RecursionError, msgspec.MsgspecError) as error:
             damage = damage or f"line {number}: {error}"
     return Replay(ledger, understood, length, damage)
 
@@ -117,7 +129,7 @@ class Journal:
         """Write one record, then believe it. Raises NodeUnavailable, having changed nothing."""
         if isinstance(record, Granted) and self.damage:
             raise NodeUnavailable(f"the journal is damaged, nothing is granted: {self.damage}")
-        line = _sealed(_RECORD.dump_json(record))
+        line = _sealed(_ENCODER.encode(record))
         if isinstance(record, Granted):
             self._reserve(self._length + len(line) + RESERVE_BYTES)
         self._write(line)
@@ -189,7 +201,7 @@ class Journal:
     def _rewrite(self, ledger: Ledger) -> None:
         header = json.dumps({"version": VERSION, "boot_id": self._boot_id}).encode()
         records = tuple(records_of(ledger))
-        content = b"".join(map(_sealed, (header, *map(_RECORD.dump_json, records))))
+        content = b"".join(map(_sealed, (header, *map(_ENCODER.encode, records))))
         temporary = self._path.with_suffix(".new")
         fd = _created(temporary, content)
         try:
@@ -222,6 +234,12 @@ def boot_id() -> str:
 
 def _content(path: Path) -> bytes:
     return path.read_bytes() if path.exists() else b""
+
+
+def _to_record(content: bytes) -> Record:
+    """Raises MsgspecError and KeyError for what is none."""
+    record: Record = _DECODERS[msgspec.json.decode(content, type=_Kind).kind].decode(content)
+    return record
 
 
 def _sealed(content: bytes) -> bytes:

@@ -330,6 +330,8 @@ class Mounts:
                 self._drop(grant)
             if not self._grafts.ledger.of_mount(key):
                 self._timings.pop(key, None)
+            elif gone:
+                self._note_rest(request, grants)
             self._keep_containers(key.pod_uid)
         if request.policy is Policy.LOST and gone:
             for uid in request.shadow_uids | {grant.shadow.uid for grant in grants}:
@@ -385,6 +387,14 @@ class Mounts:
         self._losses.forget(grant.shadow.uid)
         self._usability.forget(grant)
 
+    def _note_rest(self, request: RemoveRequest, removed: tuple[Grant, ...]) -> None:
+        """Say whether what is left is all that is asked for: what was lost is asked for still."""
+        if request.policy is Policy.LOST:
+            if removed:  # of what was never granted nobody said that it was there
+                self._grafts.begin(request.key)
+        elif self._state(request.key).phase is Phase.GRANTED:
+            self._grafts.complete(request.key)
+
     def _keep_containers(self, pod_uid: PodUID) -> None:
         attempted = (attempt.container_id for attempt in self._attempts.values())
         granted = (
@@ -431,6 +441,8 @@ class Mounts:
             repairs=self._grafts.history.repairs[uid],
             restarts=self._grafts.history.restarts[uid],
             lost=self._grafts.history.losses.get(uid),
+            container=grant.target.container,
+            granted_unix_ns=grant.granted_unix_ns if self._is_usable(grant) else 0,
         )
 
     def _is_usable(self, grant: Grant) -> bool:

@@ -115,4 +115,9 @@ class Renewal:
 
 def _gone(grant: Grant, now: Mapping[str, DeviceNumber | None]) -> frozenset[str]:
     """Return the paths of device files that the node does not have under their number."""
-    return frozenset(n.path for n in grant.present() if now.get(n.path, n.number) != n.number)
+    return frozenset(
+        node.path
+        for device in grant.devices
+        for node in device.nodes
+        if now.get(node.path, node.number) != node.number and node.path not in grant.withheld
+    )

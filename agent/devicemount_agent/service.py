@@ -30,8 +30,7 @@ from devicemount_agent.wire import (
     to_resources,
 )
 from devicemount_agent_api.errors import REASON_KEY
-from devicemount_agent_api.identity import MountedIdentity
-from devicemount_agent_api.tls import KEEPALIVE_MS, is_operator, server_credentials
+from devicemount_agent_api.tls import KEEPALIVE_MS, Mounted, is_operator, server_credentials
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
 
@@ -167,7 +166,7 @@ class OnlyTheOperator(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]
 
 
 async def start(
-    listen: str, identity: MountedIdentity, mounts: Mounts, *, about: About, node: Node
+    listen: str, identity: Mounted, mounts: Mounts, *, about: About, node: Node
 ) -> grpc.aio.Server:
     """Listen with the agent's certificate, of which there is one, and with what follows it."""
     server = grpc.aio.server(
@@ -182,7 +181,7 @@ async def start(
         maximum_concurrent_rpcs=CALLS_LIMIT,
     )
     agent_pb2_grpc.add_AgentServicer_to_server(AgentService(mounts, about, node), server)
-    server.add_secure_port(listen, server_credentials(identity))
+    server.add_secure_port(listen, await asyncio.to_thread(server_credentials, identity))
     await server.start()
     return server
 

@@ -42,6 +42,8 @@ class ShadowState:
     repairs: int = 0  # how often access was given again that somebody had taken
     restarts: int = 0  # how often it was granted again to the container's next run
     lost: Concern | None = None  # why, where the phase is LOST
+    container: str = ""  # that it was granted to: its name
+    granted_unix_ns: int = 0  # in the current container; 0: it is not
 
 
 @dataclass(frozen=True, slots=True)

@@ -68,10 +68,11 @@ class Usability:
         A pod that is being worked on is looked at another time.
         """
         for grant in grants:
-            lock = self._lock(grant.key.pod_uid)
-            if self._lacking.get(grant.shadow.uid) and not lock.locked():
-                async with lock:
-                    await self.look((grant,))
+            if self._lacking.get(grant.shadow.uid):
+                lock = self._lock(grant.key.pod_uid)
+                if not lock.locked():
+                    async with lock:
+                        await self.look((grant,))
 
     def forget(self, grant: Grant) -> None:
         self._lacking.pop(grant.shadow.uid, None)

@@ -154,6 +154,8 @@ def _from_shadow(shadow: ShadowState) -> pb.ShadowState:
         repairs=shadow.repairs,
         restarts=shadow.restarts,
         lost=_from_concern(shadow.lost) if shadow.lost is not None else None,
+        container=shadow.container,
+        granted_unix_ns=shadow.granted_unix_ns,
     )
 
 

@@ -19,7 +19,8 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
-FILES = ("tls.key", "tls.crt", "ca.crt")
+from devicemount_agent_api.identity_files import BadIdentity, IdentityFiles
+
 HOLD = datetime.timedelta(
     minutes=10
 )  # kubelets deliver a Secret within two, one that restarts later
@@ -37,10 +38,6 @@ REMEMBERED = 8  # former authorities: bounds what a rotation gone wild costs
 
 def utc_now() -> datetime.datetime:
     return datetime.datetime.now(datetime.UTC)
-
-
-class BadIdentity(Exception):
-    """What should be certificates is missing or none; the message names it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +62,9 @@ class Identity:
     @classmethod
     def from_directory(cls, directory: Path) -> "Identity":
         """Read the three files as they were written together. Raises BadIdentity."""
-        data = directory / "..data"  # the kubelet replaces this link, never a file
-        snapshot = data.resolve() if data.exists() else directory
+        files = IdentityFiles.from_directory(directory)
         try:
-            key, chain, authorities = ((snapshot / name).read_bytes() for name in FILES)
-        except OSError as error:
-            name = Path(str(error.filename)).name
-            raise BadIdentity(f"{directory / name}: {error.strerror}") from error
-        try:
-            return cls.from_pem(key=key, chain=chain, authorities=authorities)
+            return cls.from_pem(key=files.key, chain=files.chain, authorities=files.authorities)
         except BadIdentity as error:
             raise BadIdentity(f"in {directory}: {error}") from error
 
@@ -145,6 +136,14 @@ class Succession:
         trusted += [a for a in self.kept if a not in trusted and a.not_valid_after_utc > now]
         return replace(leaf, authorities=tuple(trusted))
 
+    def next_change(self, *, now: datetime.datetime) -> datetime.datetime | None:
+        """Return when time alone may change what is shown or what is wrong with it."""
+        shown = self.shown(now=now)
+        moments = [shown.leaf.not_valid_before_utc, shown.leaf.not_valid_after_utc]
+        moments += [a.not_valid_after_utc for a in (*shown.intermediates, *shown.authorities)]
+        moments += [self.former.until] if self.former else []
+        return min((moment for moment in moments if moment > now), default=None)
+
 
 class MountedIdentity:
     """The identity in a directory, read anew each time; broken files leave the last good one.
@@ -153,13 +152,22 @@ class MountedIdentity:
     """
 
     def __init__(
-        self, directory: Path, *, clock: Callable[[], datetime.datetime] = utc_now
+        self,
+        directory: Path,
+        *,
+        known: Succession | None = None,
+        clock: Callable[[], datetime.datetime] = utc_now,
     ) -> None:
         self._directory = directory
         self._clock = clock
         self._lock = threading.Lock()
-        self._succession: Succession | None = None
+        self._succession = known
         self._unread = ""
+
+    @property
+    def succession(self) -> Succession | None:
+        """What was read so far; to be handed to another process as `known`."""
+        return self._succession
 
     def now_shown(self) -> Identity | None:
         """Read the files, and return what to show and whom to trust; None before there was any."""

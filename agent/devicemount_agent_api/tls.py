@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mutual TLS between operator and agents: who may connect, and who may command.
 
-Which certificates these are, and how they change while a process runs, is `identity`'s. A
-certificate of the right CA is not enough: the agent serves only a peer whose certificate names the
-operator, so that no agent can command another one with its own.
+Which certificates these are, and how they change while a process runs, is `identity`'s, which is
+not imported here: the agent has no room for the library that parses them. A certificate of the
+right CA is not enough: the agent serves only a peer whose certificate names the operator, so that
+no agent can command another one with its own.
 """
 
 from collections.abc import Iterable
+from typing import Protocol
 
 import grpc
 import grpc.aio
-
-from devicemount_agent_api.identity import Identity, MountedIdentity
 
 OPERATOR_NAME = "devicemount-operator"  # DNS name in the operator's certificate
 AGENT_NAME = "devicemount-agent"  # DNS name in every agent's certificate: all share one identity
@@ -23,24 +23,57 @@ KEEPALIVE_MS = 10_000  # while a call lives: a stream that is silent is asked wh
 KEEPALIVE_ANSWER_MS = 5_000  # gRPC 1.85 ends nothing by "keepalive_timeout", and takes a minute
 
 
-def server_credentials(mounted: MountedIdentity) -> grpc.ServerCredentials:
+class Shown(Protocol):
+    """What one side shows and whom it trusts, in PEM."""
+
+    @property
+    def key(self) -> bytes: ...
+
+    @property
+    def chain(self) -> bytes: ...
+
+    @property
+    def trusted(self) -> bytes: ...
+
+
+class Mounted(Protocol):
+    """Where that comes from while it changes. Asked from any thread, raises nothing."""
+
+    def now_shown(self) -> Shown | None: ...
+
+
+def server_credentials(mounted: Mounted) -> grpc.ServerCredentials:
     """Return credentials that demand a client certificate, and follow what is mounted.
 
-    There must be an identity already. The files are read at each handshake.
+    There must be an identity already. The files are read at each handshake. gRPC is told only of
+    what has changed: it replaces what its handshakes use each time it is told, and one that begins
+    just then, in another thread, would read what is freed.
     """
+    told = _now_shown(mounted)
 
-    def shown() -> Identity:
-        identity = mounted.now_shown()
-        if identity is None:
-            raise AssertionError("an identity that was read is never lost")
-        return identity
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal told
+        now = _now_shown(mounted)
+        if now == told:
+            return None
+        told = now
+        return _configuration(now)
 
     return grpc.dynamic_ssl_server_credentials(
-        _configuration(shown()), lambda: _configuration(shown()), require_client_authentication=True
+        _configuration(told),
+        changed,  # type: ignore[arg-type]  # may return None, which the stubs do not know
+        require_client_authentication=True,
     )
 
 
-def agent_channel(address: str, identity: Identity) -> grpc.aio.Channel:
+def _now_shown(mounted: Mounted) -> Shown:
+    shown = mounted.now_shown()
+    if shown is None:
+        raise AssertionError("an identity that was read is never lost")
+    return shown
+
+
+def agent_channel(address: str, identity: Shown) -> grpc.aio.Channel:
     """Open a channel to the agent at `address` (host:port), which must prove to be an agent."""
     credentials = grpc.ssl_channel_credentials(identity.trusted, identity.key, identity.chain)
     return grpc.aio.secure_channel(
@@ -60,7 +93,7 @@ def agent_channel(address: str, identity: Identity) -> grpc.aio.Channel:
     )
 
 
-def _configuration(identity: Identity) -> grpc.ServerCertificateConfiguration:
+def _configuration(identity: Shown) -> grpc.ServerCertificateConfiguration:
     pair = (identity.key, identity.chain)
     return grpc.ssl_server_certificate_configuration([pair], root_certificates=identity.trusted)
 

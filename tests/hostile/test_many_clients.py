@@ -57,7 +57,7 @@ class Client:
             revision=self._node.revision,
         )
         state = await self._stub.Remove(request, timeout=30)  # type: ignore[misc]
-        assert state.phase == pb.REMOVED, self._device
+        assert state.phase == pb.REMOVED, (self._device, str(state))
 
     def _is_permitted(self) -> bool:
         """By the kernel's list: nobody opens terminals here."""

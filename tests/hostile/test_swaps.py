@@ -109,8 +109,8 @@ async def round_of(node: Node, target: Target, number: int) -> str:
         said = "granted" if state.phase == pb.GRANTED else str(state.phase)
     except grpc.aio.AioRpcError as error:
         said = reason_of(error) or error.code().name
-    give_up = asyncio.get_running_loop().time() + 20
-    while (await node.remove(target, shadow)).phase != pb.REMOVED:
+    give_up = asyncio.get_running_loop().time() + 60
+    while (await node.remove(target, shadow, timeout_s=60)).phase != pb.REMOVED:
         assert asyncio.get_running_loop().time() < give_up, said
         await asyncio.sleep(0.01)
     node.kubelet.forget(shadow.pod)

@@ -6,13 +6,12 @@ nor CRI does. What a hook did at the start it does not show: that is reader `liv
 """
 
 import asyncio
-import json
 import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+import msgspec
 
 from devicemount_agent.allocation.grafted import access_of, inside, mounted
 from devicemount_agent.allocation.host import Host
@@ -38,18 +37,14 @@ _BIND = {"bind", "rbind"}
 log = logging.getLogger(__name__)
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Device(_Model):
+class _Device(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     type: str
     major: int = 0
     minor: int = 0
 
 
-class _Rule(_Model):
+class _Rule(msgspec.Struct, frozen=True, kw_only=True):
     allow: bool
     type: str = "a"
     major: int | None = None
@@ -57,30 +52,30 @@ class _Rule(_Model):
     access: str = ""
 
 
-class _Resources(_Model):
+class _Resources(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[_Rule, ...] = ()
 
 
-class _Linux(_Model):
+class _Linux(msgspec.Struct, frozen=True, kw_only=True):
     devices: tuple[_Device, ...] = ()
     resources: _Resources = _Resources()
 
 
-class _Mount(_Model):
+class _Mount(msgspec.Struct, frozen=True, kw_only=True):
     destination: str
     source: str = ""
     type: str = ""
     options: tuple[str, ...] = ()
 
 
-class _Process(_Model):
+class _Process(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
 
 
-class _Spec(_Model):
+class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     linux: _Linux = _Linux()
     mounts: tuple[_Mount, ...] = ()
-    process: _Process = Field(default_factory=_Process)
+    process: _Process = _Process()
 
 
 class Bundle:
@@ -129,10 +124,10 @@ class Bundle:
             try:
                 with regular_file(path) as fd:
                     raw = beginning_of(fd, limit_bytes=BUNDLE_LIMIT_BYTES)
-                return _Spec.model_validate(json.loads(raw))
+                return msgspec.json.decode(raw, type=_Spec)
             except FileNotFoundError:
                 continue
-            except (ValueError, ValidationError, RecursionError) as error:
+            except (msgspec.MsgspecError, ValueError, RecursionError) as error:
                 raise AllocationUnknown(f"{path} is no OCI spec") from error
         log.warning(
             line("found no bundle", container=facts.id[:12], below=list(map(str, self._states)))

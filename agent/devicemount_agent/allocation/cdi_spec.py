@@ -8,9 +8,9 @@ import json
 import re
 from typing import Annotated, Any
 
+import msgspec
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
-from pydantic.alias_generators import to_camel
+from msgspec import Meta, Struct
 
 from devicemount_agent.profiles.document import CONSTRUCTION_ERRORS
 
@@ -19,41 +19,41 @@ VERSIONS = ("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0", "0.8.0", "1.0.0", "1.1.
 FAULT_LIMIT = 512  # of a message
 MAJOR_LIMIT, MINOR_LIMIT = 1 << 12, 1 << 20  # of the kernel's device numbers
 ID_LIMIT = (1 << 32) - 1  # of users and groups; -1 means nobody
-_KIND = r"^[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?$"
-_DEVICE = r"^[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?$"
-_QUALIFIED = re.compile(f"{_KIND[1:-1]}={_DEVICE[1:-1]}")
+_KIND = r"[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?/[A-Za-z]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+_DEVICE = r"[A-Za-z0-9]([A-Za-z0-9_.:-]*[A-Za-z0-9])?"
+_QUALIFIED = re.compile(f"{_KIND}={_DEVICE}")
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 20 times faster where there is libyaml
 
-Kind = Annotated[str, StringConstraints(pattern=_KIND)]
-DeviceName = Annotated[str, StringConstraints(pattern=_DEVICE)]
+
+Kind = Annotated[str, Meta(pattern=rf"^{_KIND}\Z")]
+DeviceName = Annotated[str, Meta(pattern=rf"^{_DEVICE}\Z")]
+Id = Annotated[int, Meta(ge=0, lt=ID_LIMIT)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, alias_generator=to_camel, populate_by_name=False
-    )
+class _Model(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    pass
 
 
-class Node(_Model):
+class Node(_Model, frozen=True, kw_only=True):
     path: str
     host_path: str = ""
-    type: Annotated[str, StringConstraints(pattern="^[bcup]?$")] = ""
-    major: Annotated[int, Field(ge=0, lt=MAJOR_LIMIT)] = 0
-    minor: Annotated[int, Field(ge=0, lt=MINOR_LIMIT)] = 0
+    type: Annotated[str, Meta(pattern=r"^[bcup]?\Z")] = ""
+    major: Annotated[int, Meta(ge=0, lt=MAJOR_LIMIT)] = 0
+    minor: Annotated[int, Meta(ge=0, lt=MINOR_LIMIT)] = 0
     file_mode: int | None = None
-    permissions: Annotated[str, StringConstraints(pattern="^([rwm]*|none)$")] = ""
-    uid: Annotated[int, Field(ge=0, lt=ID_LIMIT)] | None = None
-    gid: Annotated[int, Field(ge=0, lt=ID_LIMIT)] | None = None
+    permissions: Annotated[str, Meta(pattern=r"^([rwm]*|none)\Z")] = ""
+    uid: Id | None = None
+    gid: Id | None = None
 
 
-class Mount(_Model):
+class Mount(_Model, frozen=True, kw_only=True):
     host_path: str
     container_path: str
     options: tuple[str, ...] = ()
     type: str = ""
 
 
-class Hook(_Model):
+class Hook(_Model, frozen=True, kw_only=True):
     hook_name: str
     path: str
     args: tuple[str, ...] = ()
@@ -61,23 +61,23 @@ class Hook(_Model):
     timeout: int | None = None
 
 
-class ContainerEdits(_Model):
+class ContainerEdits(_Model, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
     device_nodes: tuple[Node, ...] = ()
     net_devices: tuple[dict[str, str], ...] = ()
     hooks: tuple[Hook, ...] = ()
     mounts: tuple[Mount, ...] = ()
     intel_rdt: dict[str, Any] | None = None
-    additional_gids: Annotated[tuple[int, ...], Field(alias="additionalGids")] = ()
+    additional_gids: tuple[int, ...] = ()
 
 
-class Device(_Model):
+class Device(_Model, frozen=True, kw_only=True):
     name: DeviceName
     annotations: dict[str, str] = {}
     container_edits: ContainerEdits
 
 
-class Spec(_Model):
+class Spec(_Model, frozen=True, kw_only=True):
     cdi_version: str
     kind: Kind
     annotations: dict[str, str] = {}
@@ -92,11 +92,10 @@ def parse(raw: bytes, *, is_json: bool) -> Spec:
     try:
         text = raw.decode()
         content = json.loads(text) if is_json else _yaml(text)
-        spec = Spec.model_validate(content)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(step) for step in fault["loc"])
-        raise ValueError(f"{place}: {fault['msg']}"[:FAULT_LIMIT]) from error
+        spec = msgspec.convert(content, Spec)
+        msgspec.json.encode(spec)  # an escape can write what is no text
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)[:FAULT_LIMIT]) from error
     except (yaml.YAMLError, *CONSTRUCTION_ERRORS) as error:
         raise ValueError(str(error).replace("\n", " ")[:FAULT_LIMIT] or repr(error)) from error
     if spec.cdi_version.removeprefix("v") not in VERSIONS:

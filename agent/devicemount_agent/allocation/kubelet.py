@@ -11,6 +11,7 @@ the content, and List decides; read.py joins them. Calls of List share flights, 
 import asyncio
 import base64
 import json
+import os
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,17 @@ def parse_registered(raw: bytes) -> Registered:
         ) from error
 
 
+@dataclass(slots=True)
+class _Version:
+    """One file that the kubelet has written, read once whoever asks."""
+
+    fd: int  # as long as it is open no other file gets its inode
+    identity: tuple[int, ...]
+    raw: bytes
+    entries: tuple[Entry, ...] | None = None  # None: nobody has asked yet
+    registered: Registered | None = None
+
+
 class Checkpoint:
     """The kubelet's file, and a wake-up when there is a new one."""
 
@@ -98,25 +110,54 @@ class Checkpoint:
         """Watch the directory. Raises OSError when it is not there."""
         self._path = directory / CHECKPOINT_NAME
         self._changed = asyncio.Event()
-        self._parsed: tuple[bytes | None, tuple[Entry, ...]] = (None, ())
+        self._version: _Version | None = None
         bell.hang(directory, self._wake, mask=inotify.IN_MOVED_TO)
 
+    def close(self) -> None:
+        if self._version is not None:
+            os.close(self._version.fd)
+            self._version = None
+
     def read(self) -> tuple[Entry, ...]:
-        """Return what stands in it now; nothing before the node's first allocation."""
-        try:
-            raw = self._path.read_bytes()
-        except FileNotFoundError:
+        """Return what stands in it now; nothing before the node's first allocation.
+
+        As long as it is the same file the answer is the same object. Raises NodeUnavailable.
+        """
+        version = self._now()
+        if version is None:
             return ()
-        if raw != self._parsed[0]:  # every waiting Apply reads each version
-            self._parsed = raw, parse_checkpoint(raw)
-        return self._parsed[1]
+        if version.entries is None:
+            version.entries = parse_checkpoint(version.raw)
+        return version.entries
 
     def registered(self) -> Registered:
         """Return which devices are healthy now. Raises NodeUnavailable."""
-        try:
-            return parse_registered(self._path.read_bytes())
-        except FileNotFoundError:
+        version = self._now()
+        if version is None:
             return {}
+        if version.registered is None:
+            version.registered = parse_registered(version.raw)
+        return version.registered
+
+    def _now(self) -> _Version | None:
+        try:
+            if self._version is None or self._version.identity != _identity(self._path.stat()):
+                self._renew()
+        except FileNotFoundError:
+            self.close()
+        return self._version
+
+    def _renew(self) -> None:
+        fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            identity = _identity(os.fstat(fd))  # before it is read: what is added later is another
+            with open(fd, "rb", closefd=False) as file:
+                raw = file.read()
+        except OSError:
+            os.close(fd)
+            raise
+        self.close()
+        self._version = _Version(fd, identity, raw)
 
     async def versions(self) -> AsyncIterator[tuple[Entry, ...]]:
         """Yield what stands in it now and after each change, sometimes the same, for ever."""
@@ -132,6 +173,10 @@ class Checkpoint:
     def _wake(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _identity(facts: os.stat_result) -> tuple[int, ...]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 class PodResources:

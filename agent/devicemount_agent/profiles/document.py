@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+STRING = "tag:yaml.org,2002:str"
 DOCUMENT_LIMIT_BYTES = 64 << 10  # the largest of ours has 4 kB
 # What PyYAML raises besides its own: for a tag that does not fit (!!bool x), and for depth.
 CONSTRUCTION_ERRORS = (
@@ -93,11 +94,13 @@ def _walk(node: yaml.Node | None, seen: set[int]) -> Iterator[yaml.Node]:
 
 
 def _check(node: yaml.Node) -> None:
+    if isinstance(node, yaml.ScalarNode):
+        node.value.encode()  # an escape can write what is no text
     if not isinstance(node, yaml.MappingNode):
         return
     keys: set[str] = set()
     for key, _ in node.value:
-        if not isinstance(key.value, str):
+        if key.tag != STRING:
             raise DocumentError(
                 "has a field whose name is no word ({{ }} of a template?)", _line(key)
             )

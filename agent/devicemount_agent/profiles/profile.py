@@ -7,159 +7,184 @@ out are the safe choice: nodes below /dev that the answer names, and no director
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
-from pydantic.alias_generators import to_camel
+from msgspec import Meta, Struct
 
 from devicemount_agent.profiles.paths import TOP, allowed_of_never, is_never, is_never_node
 
 LIST_LIMIT = 64
 TEXT_LIMIT = 512
+PATH_LIMIT = 4096
 DEV = PurePosixPath("/dev")
 
 SourceName = Literal["checkpoint", "cdi", "resolver", "bundle", "live"]
 Named = Literal["env", "ids"]  # what names the devices: the answer's variables, the kubelet's ids
 
 
-def _check_resource(glob: str) -> str:
+def _check_resource(glob: str) -> None:
     if not re.fullmatch(r"[0-9A-Za-z./_*?-]{1,317}", glob):
         raise ValueError("must be a resource name, with * for anything: example.com/gpu*")
-    return glob
 
 
-def _check_node_pattern(text: str) -> str:
+def _check_node_pattern(text: str) -> None:
     try:
         pattern = re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"is no regular expression: {error}") from error
     if node := allowed_of_never(pattern):
         raise ValueError(f"allows {node}, which is never granted: make it narrower")
-    return text
 
 
-def _check_id_pattern(text: str) -> str:
+def _check_id_pattern(text: str) -> None:
     try:
         pattern = re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise ValueError(f"is no regular expression: {error}") from error
     if pattern.groups or pattern.match(""):
         raise ValueError("must match whole ids, not nothing, and have no group but (?:...)")
-    return text
 
 
-def _check_directory(text: str) -> str:
+def _check_directory(text: str) -> None:
     path = PurePosixPath(text)
     if not path.is_absolute() or ".." in path.parts or str(path) != text:
         raise ValueError("must be a plain absolute path of the node")
     if is_never(path) or len(path.parts) <= TOP:
         raise ValueError("is the node's own, or holds what is: make it narrower")
-    return text
 
 
-def _check_path(text: str) -> str:
+def _check_path(text: str) -> None:
     path = PurePosixPath(text)
     if not path.is_absolute() or ".." in path.parts or str(path) != text:
         raise ValueError("must be a plain absolute path")
-    return text
 
 
-def _check_name(text: str) -> str:
+def _check_name(text: str) -> None:
     if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", text):
         raise ValueError("must be of lower-case letters, digits and '-', at most 63")
-    return text
 
 
-Text = Annotated[str, Field(min_length=1, max_length=TEXT_LIMIT)]
+class Misfit(ValueError):
+    """What stands at one place below the object that refuses it."""
+
+    def __init__(self, place: tuple[int | str, ...], reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
+def _check(value: str | None, check: Callable[[str], None], *place: int | str) -> None:
+    if value is None:
+        return
+    try:
+        check(value)
+    except ValueError as error:
+        raise Misfit(place, str(error)) from error
+
+
+def _check_each(values: Iterable[str] | None, check: Callable[[str], None], field: str) -> None:
+    for position, value in enumerate(values or ()):
+        _check(value, check, field, position)
+
+
+LIST = Meta(max_length=LIST_LIMIT)
+SOME = Meta(min_length=1, max_length=16)
+Text = Annotated[str, Meta(min_length=1, max_length=TEXT_LIMIT)]
 Glob = Text
-Resource = Annotated[str, AfterValidator(_check_resource)]
-NodePattern = Annotated[str, Field(max_length=TEXT_LIMIT), AfterValidator(_check_node_pattern)]
-IdPattern = Annotated[Text, AfterValidator(_check_id_pattern)]
-Directory = Annotated[str, AfterValidator(_check_directory)]
-PlainPath = Annotated[str, Field(max_length=4096), AfterValidator(_check_path)]
+Globs = Annotated[tuple[Glob, ...], LIST]
+PlainPath = Annotated[str, Meta(max_length=PATH_LIMIT)]
+NodePattern = Annotated[str, Meta(max_length=TEXT_LIMIT)]
+Order = Annotated[tuple[Named, ...], Meta(min_length=1, max_length=2)]
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, alias_generator=to_camel, populate_by_name=False
-    )
+class _Model(Struct, frozen=True, rename="camel", forbid_unknown_fields=True):
+    """What is refused by its type is told by msgspec, the rest by `Misfit`."""
 
 
-class When(_Model):
+class When(_Model, frozen=True, kw_only=True):
     """Of several profiles of a resource, the one whose condition the answer meets is taken."""
 
-    env: Annotated[list[Glob], Field(max_length=LIST_LIMIT)] = []  # NAME or NAME=VALUE, with *
-    mounts: Annotated[list[Glob], Field(max_length=LIST_LIMIT)] = []  # paths in the container
+    env: Globs = ()  # NAME or NAME=VALUE, with *
+    mounts: Globs = ()  # paths in the container
 
-    @model_validator(mode="after")
-    def _check(self) -> "When":
+    def __post_init__(self) -> None:
         if not (self.env or self.mounts):
-            raise ValueError("must name env or mounts: else no answer meets it")
-        return self
+            raise Misfit((), "must name env or mounts: else no answer meets it")
 
 
-class NodeMap(_Model):
+class NodeMap(_Model, frozen=True, kw_only=True):
     """How ids, or the answer's variables, become nodes where the answer names none."""
 
     resolver: Literal["nvidiaProc", "ascend"]
-    order: Annotated[list[Named], Field(min_length=1, max_length=2)]  # if both name some: alike
+    order: Order  # if both name some: alike
 
 
-class DecidedBy(_Model):
+class DecidedBy(_Model, frozen=True, kw_only=True):
     """A scheduler decides by an annotation and the plugin guesses the pod: what proves it ours."""
 
-    annotations: Annotated[list[Text], Field(min_length=1, max_length=8)]  # the first that is there
-    pattern: IdPattern  # what in it is an id, as a regular expression
+    annotations: Annotated[tuple[Text, ...], SOME]  # the first that is there
+    pattern: Text  # what in it is an id, as a regular expression
     env: Text  # the answer's variable that must name the same ids, separated by commas
     pod_directory: PlainPath | None = None  # in the container: mounted from one named by pod UID
 
+    def __post_init__(self) -> None:
+        _check(self.pattern, _check_id_pattern, "pattern")
+        _check(self.pod_directory, _check_path, "podDirectory")
 
-class DriverLibraries(_Model):
+
+class DriverLibraries(_Model, frozen=True, kw_only=True):
     """What programs load, so what a target must have to use the device."""
 
-    sonames: Annotated[list[Text], Field(min_length=1, max_length=16)]
-    directories: Annotated[
-        list[PlainPath], Field(max_length=LIST_LIMIT)
-    ] = []  # besides the usual ones
+    sonames: Annotated[tuple[Text, ...], SOME]
+    directories: Annotated[tuple[PlainPath, ...], LIST] = ()  # besides usual ones
     advice: Text  # how a target comes to have them
 
+    def __post_init__(self) -> None:
+        _check_each(self.directories, _check_path, "directories")
 
-class VersionCheck(_Model):
+
+class VersionCheck(_Model, frozen=True, kw_only=True):
     """Two places whose versions must be equal."""
 
     what: Text
-    node: (
-        PlainPath  # a file with a version in its beginning, or a link whose end has one in its name
-    )
+    node: PlainPath  # a file that begins with a version, or a link whose end has one in its name
     container: Text  # a soname, or a path whose end has a version in its name
 
+    def __post_init__(self) -> None:
+        _check(self.node, _check_path, "node")
 
-class Profile(_Model):
+
+class Profile(_Model, frozen=True, kw_only=True):
     """One YAML file."""
 
-    name: Annotated[str, AfterValidator(_check_name)]
+    name: str
     known: Literal["seen on hardware", "read in the code", "documented", "inferred"] = "inferred"
-    resources: Annotated[list[Resource], Field(min_length=1, max_length=LIST_LIMIT)]
+    resources: Annotated[tuple[str, ...], Meta(min_length=1, max_length=LIST_LIMIT)]
     when: When | None = None
     refused: Text | None = None  # why the resource is not served at all
     counts_only: bool = False  # a number beside another resource, no device
     mounts_only: bool = False  # the answer's mounts are all there is of the device: it has no node
-    source: Annotated[list[SourceName], Field(min_length=1, max_length=8)] = ["checkpoint", "cdi"]
+    source: Annotated[tuple[SourceName, ...], SOME] = ("checkpoint", "cdi")
     node_map: NodeMap | None = None
     confirm: Literal["bundle", "live"] | None = None  # must show what the other sources say
-    pci_vendor: Annotated[str, Field(pattern="^0x[0-9a-f]{4}$")] | None = None  # of shown nodes
+    pci_vendor: Annotated[str, Meta(pattern=r"^0x[0-9a-f]{4}\Z")] | None = None  # of shown nodes
     decided_by: DecidedBy | None = None
     serialised: Literal["none", "node"] = "none"  # one attach at a time
-    allow_nodes: Annotated[list[NodePattern], Field(max_length=LIST_LIMIT)] | None = None
-    allow_mounts: Annotated[list[Directory], Field(max_length=LIST_LIMIT)] | None = None
-    ignore_mounts: Annotated[list[Glob], Field(max_length=LIST_LIMIT)] = []  # in the container
-    ignore_env: Annotated[list[Glob], Field(max_length=LIST_LIMIT)] = []
-    env_critical: Annotated[list[Glob], Field(max_length=LIST_LIMIT)] = []
+    allow_nodes: Annotated[tuple[NodePattern, ...], LIST] | None = None
+    allow_mounts: Annotated[tuple[str, ...], LIST] | None = None
+    ignore_mounts: Globs = ()  # in the container
+    ignore_env: Globs = ()
+    env_critical: Globs = ()
     driver_libraries: DriverLibraries | None = None
     version_check: VersionCheck | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.name, _check_name, "name")
+        _check_each(self.resources, _check_resource, "resources")
+        _check_each(self.allow_nodes, _check_node_pattern, "allowNodes")
+        _check_each(self.allow_mounts, _check_directory, "allowMounts")
 
     def allows_node(self, host_path: str) -> bool:
         """Tell whether this place of the node, after symlinks, is one of the resource's."""

@@ -7,23 +7,29 @@ directory (a ConfigMap's) is looked at again whenever a profile is asked for.
 """
 
 import logging
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+import msgspec
 
 from devicemount_agent.kernel.files import beginning_of, regular_file
 from devicemount_agent.logs import line
 from devicemount_agent.profiles.document import DOCUMENT_LIMIT_BYTES, Document, DocumentError, parse
-from devicemount_agent.profiles.profile import Profile
+from devicemount_agent.profiles.profile import Misfit, Profile
 
 SHIPPED = Path(__file__).parent
 SUFFIXES = (".yaml", ".yml")
 FILES_LIMIT = 256
 GENERIC = "generic"  # of what has no other profile, also where an administrator narrows it
+
+_STEP = re.compile(r"\.(\w+)|\[(\d+)\]")  # of "$.source[1]"
+_FIELD = re.compile(
+    r"Object (?P<how>contains unknown|missing required) field `(?P<name>.*)`", re.DOTALL
+)
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +64,7 @@ class Profiles:
         """Load ours. Raises ValueError if one of them is bad: that is a mistake of ours."""
         self._directory = directory
         self._shipped = {document.content["name"]: document.content for document in _ours(shipped)}
-        self._generic = Profile.model_validate(self._shipped[GENERIC])
+        self._generic = msgspec.convert(self._shipped[GENERIC], Profile)
         self._signature: _Signature | None = None
         self._loaded = Loaded((), ())
 
@@ -125,7 +131,7 @@ def load(shipped: Mapping[str, dict[str, Any]], directory: Path, names: tuple[st
             from_files[name] = path
             profiles[name] = profile
     for name in shipped.keys() - profiles.keys():
-        profiles[name] = Profile.model_validate(shipped[name])
+        profiles[name] = msgspec.convert(shipped[name], Profile)
     return Loaded(tuple(profiles.values()), tuple(faults))
 
 
@@ -143,16 +149,27 @@ def _ours(directory: Path) -> list[Document]:
 
 def _validated(content: Mapping[str, Any], document: Document) -> Profile:
     try:
-        return Profile.model_validate(content)
-    except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        first = min(faults, key=lambda fault: document.line_of(fault["loc"]))
-        place = ".".join(str(step) for step in first["loc"])
-        reason = first["msg"].removeprefix("Value error, ")
-        if first["type"] == "extra_forbidden":
-            reason = "is not known: remove it or correct its spelling"
-        more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-        raise DocumentError(f"{place}: {reason}{more}", document.line_of(first["loc"])) from error
+        return msgspec.convert(content, Profile)
+    except msgspec.ValidationError as error:
+        place, reason = _explained(error)
+        where = ".".join(str(step) for step in place)
+        told = f"{where}: {reason}" if where else reason
+        raise DocumentError(told, document.line_of(place)) from error
+
+
+def _explained(error: msgspec.ValidationError) -> tuple[tuple[int | str, ...], str]:
+    """Return where in a document the mistake is, and what it is: msgspec says both in one text."""
+    said, at, path = str(error).rpartition(" - at `$")  # the last: a value may say so too
+    reason = said if at else path
+    steps = _STEP.findall(path) if at else ()
+    place = tuple(name or int(position) for name, position in steps)
+    if isinstance(error.__cause__, Misfit):
+        return (*place, *error.__cause__.place), str(error.__cause__)
+    if found := _FIELD.fullmatch(reason):
+        is_unknown = found["how"] == "contains unknown"
+        advice = "is not known: remove it or correct its spelling" if is_unknown else "is required"
+        return (*place, found["name"]), advice
+    return place, reason
 
 
 def _resources(content: Mapping[str, Any]) -> tuple[str, ...]:

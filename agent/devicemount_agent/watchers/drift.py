@@ -3,19 +3,23 @@
 
 systemd attaches its own filter anew (daemon-reload, set-property, an in-place resize), crun
 replaces it, and nothing tells of it. So every grafted container is looked at four times a second,
-by one system call each; what its other cgroups below have is looked at in turn. What is given back
-is what the journal says at that moment, never what the kernel still has: nothing that is lost,
-withheld or revoked comes back by this. Each repair is a task under its pod's lock, so that a pod
-that is worked on for long delays no other.
+by one system call each, in a thread that wakes the event loop only when there is something to do;
+what its other cgroups below have is looked at in turn. What is given back is what the journal says
+at that moment, never what the kernel still has: nothing that is lost, withheld or revoked comes
+back by this. Each repair is a task under its pod's lock, so that a pod that is worked on for long
+delays no other.
 """
 
 import asyncio
 import logging
-from collections.abc import Collection, Iterator
+import math
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from operator import is_
 
 from devicemount_agent import metrics
 from devicemount_agent.errors import DeviceMountError, FilterBlocked, TargetNotRunning
@@ -60,11 +64,14 @@ class Drift:
         self._grafts = grafts
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drift")
         self._one_at_a_time = asyncio.Lock()
+        self._wanted = threading.Event()  # the looker is to come back
+        self._next_s = 0.0  # when it looks again
         self._programs = EffectivePrograms()
         self._eyes: dict[ContainerID, Eye] = {}  # changed between looks only
         self._ledger: Ledger | None = None  # of which, with these live, these are known
         self._live: frozenset[PodUID] = frozenset()
         self._known: frozenset[ContainerID] = frozenset()
+        self._stood: dict[ContainerID, Standing] = {}  # on which there are eyes
         self._turn = self._below_in_turn()
         self._under_way: dict[ContainerID, asyncio.Task[None]] = {}
         self._retries: dict[ContainerID, _Retry] = {}
@@ -72,21 +79,20 @@ class Drift:
 
     async def watch(self) -> None:
         """Look at all, over and over, for ever."""
-        loop = asyncio.get_running_loop()
         said = ""
         try:
             while True:
-                began_s = loop.time()
                 try:
-                    await self.sweep()
+                    await self._sweep(self._look_on)
                     said = ""
                 except OSError as error:  # we are short of something
                     if str(error) != said:
                         log.error(line("could not look for drift", error=error))
                     said = str(error)
                     self._turn = self._below_in_turn()  # it may have ended by that
-                await asyncio.sleep(max(0.0, began_s + SWEEP_S - loop.time()))
+                    await asyncio.sleep(SWEEP_S)
         finally:
+            self._wanted.set()
             self._looker.shutdown()  # a look under way ends within milliseconds
             for eye in self._eyes.values():
                 eye.close()
@@ -98,15 +104,22 @@ class Drift:
 
     async def sweep(self) -> None:
         """Look once at every container, and begin to repair those that are not as they stood."""
+        self._wanted.set()
+        await self._sweep(self._look)
+
+    async def _sweep(self, look: Callable[[], list[ContainerID]]) -> None:
         loop = asyncio.get_running_loop()
         async with self._one_at_a_time:
+            self._wanted.clear()
             containers = self._containers()
             self._follow(containers)
-            changed = set(await loop.run_in_executor(self._looker, self._look))
+            changed = set(await loop.run_in_executor(self._looker, look))
             now_s = loop.time()
-            changed |= {one for one in containers - self._eyes.keys() if one not in self._retries}
+            if len(self._eyes) < len(containers):
+                blind = containers - self._eyes.keys()
+                changed |= {one for one in blind if one not in self._retries}
             changed |= {one for one, retry in self._retries.items() if now_s >= retry.at_s}
-            for container_id in changed & containers - self._under_way.keys():
+            for container_id in (changed & containers) - self._under_way.keys():
                 eye = self._eyes.get(container_id)
                 repair = self._repair(container_id, None if eye is None else eye.standing)
                 self._under_way[container_id] = loop.create_task(repair)
@@ -127,19 +140,53 @@ class Drift:
 
     def _follow(self, containers: frozenset[ContainerID]) -> None:
         """Have an eye on each container, on how it stands by now."""
+        standing = self._grafts.standing
         for container_id in containers:
-            stands, eye = self._grafts.standing.get(container_id), self._eyes.get(container_id)
+            stands, eye = standing.get(container_id), self._eyes.get(container_id)
             if eye is not None and eye.standing is not stands:
                 self._eyes.pop(container_id).close()
                 eye = None
             if eye is None and stands is not None:
-                with suppress(FileNotFoundError):  # its end is noticed elsewhere
+                try:
                     self._eyes[container_id] = Eye(stands, self._programs)
+                except FileNotFoundError:  # its end, or its processes moved: a repair tells which
+                    standing.pop(container_id, None)
         for container_id in self._eyes.keys() - containers:
             self._eyes.pop(container_id).close()
+        self._stood = dict(standing)
+
+    def _look_on(self) -> list[ContainerID]:
+        """Look every SWEEP_S until something is to be done. In a thread: the kernel may be busy."""
+        until_s = self._due_s()
+        is_followed = self._next_s <= time.monotonic()  # it came back for that, when it was due
+        while not self._wanted.wait(self._next_s - time.monotonic()):
+            if not is_followed and self._is_outdated():
+                return []
+            now_s, is_followed = time.monotonic(), False
+            self._next_s = now_s + SWEEP_S
+            changed = self._look()
+            if changed or now_s >= until_s:
+                return changed
+        return []
+
+    def _due_s(self) -> float:
+        """Return when something is to be tried again, or told; at once where there is no eye."""
+        if self._known - self._eyes.keys() - self._retries.keys():
+            return -math.inf
+        retries = (retry.at_s for retry in tuple(self._retries.values()))
+        bursts = (burst.last_s + BURST_S for burst in tuple(self._bursts.values()))
+        return min((*retries, *bursts), default=math.inf)
+
+    def _is_outdated(self) -> bool:
+        """Say whether others are to be looked at. All that is compared here holds the GIL."""
+        return (
+            self._grafts.ledger is not self._ledger
+            or self._grafts.live != self._live
+            or not _are_same(self._grafts.standing, self._stood)
+        )
 
     def _look(self) -> list[ContainerID]:
-        """Return which containers are not as they stood. In a thread: the kernel may be busy."""
+        """Return which containers are not as they stood."""
         changed = [cid for cid, eye in self._eyes.items() if not eye.is_as_it_stood()]
         changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
         return changed
@@ -184,8 +231,8 @@ class Drift:
                 if await self._grafts.repair(container):
                     self._note_repaired(container_id, grants)
                 await self._grafts.check_access(container)
-            except TargetNotRunning:  # its end is noticed elsewhere
-                return
+            except TargetNotRunning:  # its end is noticed elsewhere, or just its processes moved
+                self._put_off(container_id)
             except FilterBlocked as error:
                 self._put_off(container_id)
                 self._note_blocked(grants, Concern("FilterBlocked", str(error)))
@@ -202,6 +249,7 @@ class Drift:
         before = self._retries.get(container_id, _Retry(now_s, FIRST_RETRY_S / 2))
         delay_s = min(before.delay_s * 2, LAST_RETRY_S)
         self._retries[container_id] = _Retry(now_s + delay_s, delay_s)
+        self._wanted.set()
 
     # ---- what is told
 
@@ -224,6 +272,7 @@ class Drift:
             burst.count, burst.last_s = burst.count + 1, now_s
             return
         self._bursts[container_id] = _Burst(count=1, first_s=now_s, last_s=now_s)
+        self._wanted.set()
         for grant in grants:
             log.warning(line("repaired", **facts(grant)))
 
@@ -242,6 +291,13 @@ class Drift:
                         over_s=over_s,
                     )
                 )
+
+
+def _are_same(
+    standing: Mapping[ContainerID, Standing], former: Mapping[ContainerID, Standing]
+) -> bool:
+    """Tell whether these are the very same, each of them. In another order they may be not."""
+    return len(standing) == len(former) and all(map(is_, standing.values(), former.values()))
 
 
 def _stands(grant: Grant, live: Collection[PodUID]) -> bool:

@@ -2,9 +2,9 @@
 """Notices what becomes of the fences: the `hold` of each shadow pod that has a grant.
 
 Its name says that its pod is being deleted, which on older kubelets nothing else on the node tells;
-nobody can be woken by that, so all names are read every 250 ms. Its end is heard at once by its
-pidfd. A `hold` that runs again in a living pod is no loss, since the kubelet keeps the device; but
-while none runs there is no fence, so that is a loss after 20 s.
+nobody can be woken by that, so all names are read every second (ADR 11). Its end is heard at once
+by its pidfd. A `hold` that runs again in a living pod is no loss, since the kubelet keeps the
+device; but while none runs there is no fence, so that is a loss after 20 s.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from devicemount_agent.losses import Losses, reservation_lost, shadow_not_runnin
 from devicemount_agent.model import ContainerID, PodUID
 from devicemount_agent.shadow import Hold, HoldState, ShadowPods
 
-SWEEP_S = 0.25
+SWEEP_S = 1.0  # a fence lasts a minute
+SOON_S = 0.25  # while one is down or not up yet, or holders have time only as long as it stands
 DOWN_LIMIT_S = 20.0
 START_S = 1.0  # after the grant, which comes long before its shadow pod runs
 
@@ -49,7 +50,7 @@ class Fences:
         self._woken = asyncio.Event()
 
     async def watch(self) -> None:
-        """Look every SWEEP_S and whenever a `hold` ends, for ever."""
+        """Look every second and whenever a `hold` ends, then more often, for ever."""
         said = ""
         try:
             while True:
@@ -75,8 +76,9 @@ class Fences:
         return now - self._down_since_s.get(uid, now)
 
     async def _pause(self) -> None:
+        is_urgent = self._down_since_s or self._losses.waiting()
         try:
-            async with asyncio.timeout(SWEEP_S):
+            async with asyncio.timeout(SOON_S if is_urgent else SWEEP_S):
                 await self._woken.wait()
         except TimeoutError:
             return
@@ -173,7 +175,7 @@ class Fences:
             self._absent_since_s.pop(uid, None)
             return False
         now_s = asyncio.get_running_loop().time()
-        is_sure = now_s - self._absent_since_s.setdefault(uid, now_s) >= SWEEP_S / 2
+        is_sure = now_s - self._absent_since_s.setdefault(uid, now_s) >= SOON_S / 2
         return is_sure or not await self._shadow_pods.has_sandbox(uid)
 
     # ---- what is held open

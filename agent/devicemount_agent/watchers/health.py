@@ -54,7 +54,7 @@ async def watch(
                 if not is_due:
                     if not all(registered.values()):  # what is none for long becomes unhealthy
                         told = _noted(changes, usability, grants, told)
-                    await renewal.follow([g for g in grants if usability.health.concerns(g)])
+                    await renewal.follow([g for g in grants if not usability.health.is_well(g)])
                     continue
                 before, all_at_s = registered, clock() + ALL_EVERY_S
                 await renewal.follow(grants)  # first: a kubelet that is silent must not delay it

@@ -10,7 +10,8 @@ pods, decides.
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeAlias
 
 from devicemount_agent.allocation.kubelet import Checkpoint, Entry, PodResources
 from devicemount_agent.allocation.read import other_with
@@ -22,6 +23,9 @@ from devicemount_agent.losses import Losses, reservation_lost
 from devicemount_agent.model import DeviceID, PodUID, ResourceName
 
 RETRY_S = 0.2
+
+Pods: TypeAlias = Mapping[tuple[ResourceName, DeviceID], set[PodUID]]
+"""Under which pods a device stands, dead ones included."""
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +39,18 @@ async def watch(
 ) -> None:
     """Look at every version of the checkpoint, for ever; also at one that cannot be read yet."""
     said = ""
+    read: tuple[Entry, ...] = ()
+    pods: Pods = {}
+    judged: Ledger | None = None  # by that and by `read`, these are:
+    shared: tuple[Grant, ...] = ()
     while True:
         try:
             async for entries in checkpoint.versions():
-                suspects = suspected(entries, ledger(), losses)
-                if suspects:
+                if entries is not read:
+                    read, pods, judged = entries, by_device(entries), None
+                if (now := ledger()) is not judged:
+                    judged, shared = now, elsewhere(pods, now)
+                if suspects := suspected(shared, losses):
                     await _judge(suspects, pod_resources, losses)
         except (DeviceMountError, OSError) as error:
             if str(error) != said:
@@ -48,22 +59,27 @@ async def watch(
         await asyncio.sleep(RETRY_S)
 
 
-def suspected(entries: Iterable[Entry], ledger: Ledger, losses: Losses) -> tuple[Grant, ...]:
-    """Return the grants of which a device stands under another pod's UID too.
-
-    Of those that are being lost only those whose holders still have time.
-    """
+def by_device(entries: Iterable[Entry]) -> Pods:
     pods: defaultdict[tuple[ResourceName, DeviceID], set[PodUID]] = defaultdict(set)
     for entry in entries:
         for device_id in entry.ids:
             pods[entry.resource, device_id].add(entry.pod_uid)
-    waiting = losses.waiting()
+    return dict(pods)
+
+
+def elsewhere(pods: Pods, ledger: Ledger) -> tuple[Grant, ...]:
+    """Return the grants of which a device stands under another pod's UID too."""
     return tuple(
         grant
         for grant in ledger.grants.values()
-        if (_is_safe(grant, losses) or grant.shadow.uid in waiting)
-        and any(pods.get((d.resource, d.id), set()) - {grant.shadow.uid} for d in grant.devices)
+        if any(pods.get((d.resource, d.id), set()) - {grant.shadow.uid} for d in grant.devices)
     )
+
+
+def suspected(shared: Iterable[Grant], losses: Losses) -> tuple[Grant, ...]:
+    """Leave out those that are being lost, but for those whose holders still have time."""
+    waiting = losses.waiting()
+    return tuple(g for g in shared if _is_safe(g, losses) or g.shadow.uid in waiting)
 
 
 def _is_safe(grant: Grant, losses: Losses) -> bool:

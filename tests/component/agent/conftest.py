@@ -14,11 +14,13 @@ from pathlib import Path
 import pytest
 
 from devicemount_agent.__main__ import Agent
+from devicemount_agent.certificates import Certificates
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.model import PodUID
 from devicemount_agent.settings import Settings
-from devicemount_agent_api.identity import Identity
-from devicemount_agent_api.tls import agent_channel
+from devicemount_agent_api.identity import Identity, utc_now
+from devicemount_agent_api.identity_process import answer
+from devicemount_agent_api.tls import AGENT_NAME, agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
 from node.agent.containers import HIERARCHIES, Box, Lab, lab
@@ -30,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 RESOURCE = "example.com/vcs"
 MOUNT_UID = "11111111-aaaa-4aaa-8aaa-111111111111"
 NAMESPACE = "team-a"
-DEADLINE_S = 5.0
+DEADLINE_S = 10.0  # never waited for where all is well; two halves of the layer run at once
 
 
 @pytest.fixture(scope="session")
@@ -152,7 +154,7 @@ class Node:
         )
 
     async def apply(
-        self, target: Target, *shadows: Shadow, timeout_s: float = 5.0
+        self, target: Target, *shadows: Shadow, timeout_s: float = DEADLINE_S
     ) -> pb.MountState:
         return await self.stub.Apply(self.apply_request(target, *shadows), timeout=timeout_s)
 
@@ -163,6 +165,7 @@ class Node:
         policy: "pb.Policy.ValueType" = pb.WAIT,
         grace_s: int = 0,
         include_main: bool = False,
+        timeout_s: float = 10,
     ) -> pb.MountState:
         self.revision += 1
         request = pb.RemoveRequest(
@@ -174,18 +177,22 @@ class Node:
             epoch=self.order(),
             revision=self.revision,
         )
-        return await self.stub.Remove(request, timeout=10)
+        return await self.stub.Remove(request, timeout=timeout_s)
 
     async def states(self) -> list[pb.MountState]:
-        return list((await self.stub.List(pb.ListRequest(), timeout=5)).mounts)
+        return list((await self.stub.List(pb.ListRequest(), timeout=DEADLINE_S)).mounts)
 
     # ---- the agent
+
+    def certificates(self) -> Certificates:
+        """As an agent has them, but for the child process, which takes a while to start."""
+        return Certificates(self.settings.tls_directory, name=AGENT_NAME, ask=answered_here)
 
     @asynccontextmanager
     async def agent(self) -> AsyncIterator[Agent]:
         """Run an agent until the end of the block; grants outlive it."""
         stopped = asyncio.Event()
-        agent = Agent(self.settings)
+        agent = Agent(self.settings, self.certificates())
         running = asyncio.create_task(agent.run(stopped))
         channel = agent_channel(self.settings.listen, self.identity_of("devicemount-operator"))
         self.stub = agent_pb2_grpc.AgentStub(channel)  # type: ignore[assignment]
@@ -208,6 +215,10 @@ class Node:
     def authority_of(self, name: str) -> Path:
         directory = self.directory / f"tls-{name}"
         return directory if directory.exists() else self.authority.issue(name, directory)
+
+
+def answered_here(question: bytes) -> bytes:
+    return answer(question, now=utc_now())
 
 
 def free_port() -> int:

@@ -13,6 +13,10 @@ from devicemount_agent import metrics
 from devicemount_agent.__main__ import Agent
 from devicemount_agent.container import cgroup
 from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.container.find import Container
+from devicemount_agent.errors import TargetNotRunning
+from devicemount_agent.graft import graft
+from devicemount_agent.graft.standing import Standing
 from devicemount_agent.watchers import drift
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from node.agent import programs
@@ -79,7 +83,7 @@ async def figures(node: Node) -> str:
 
 
 def counted() -> float:
-    return sum(count for _, count in metrics.drift_repairs.samples())
+    return sum(count for *_, count in metrics.drift_repairs.samples())
 
 
 async def test_what_is_taken_is_given_back_and_counted(node: Node) -> None:
@@ -92,8 +96,8 @@ async def test_what_is_taken_is_given_back_and_counted(node: Node) -> None:
             assert not can_open(target, "vcs1")
             await until(lambda: can_open(target, "vcs1"), "it is given back")
             await until(lambda times=times: counted() - before == times, "it is counted")
-        (state,) = await node.states()
-        assert (state.phase, state.shadow_pods[0].repairs) == (pb.GRANTED, 3)
+        state = await seen(node, pb.GRANTED)  # said after a look from inside
+        assert state.shadow_pods[0].repairs == 3
         said = await figures(node)
         assert "text/plain; version=0.0.4" in said
         assert f"\ndevicemount_drift_repairs_total {counted():g}\n" in said
@@ -125,6 +129,53 @@ async def test_a_pod_that_is_worked_on_delays_no_other(node: Node) -> None:
             await until(lambda: can_open(other, "vcsa1"), "the other is repaired")
             assert not can_open(stuck, "vcs1")
         await until(lambda: can_open(stuck, "vcs1"), "this one too, when it is its turn")
+
+
+@ON_V2
+async def test_a_cgroup_that_moves_while_it_is_repaired_is_repaired_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """systemd as init moves its main process: the way down to it is gone for a moment."""
+    target, permit = node.target(), graft.permit
+
+    def missed(container: Container, *args: object, **wanted: object) -> Standing | None:
+        monkeypatch.setattr(graft, "permit", permit)
+        raise TargetNotRunning("the cgroup is gone")
+
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+        monkeypatch.setattr(graft, "permit", missed)
+        Wiper(node, target).wipe()
+        await until(lambda: can_open(target, "vcs1"), "it is given back")
+
+
+@ON_V2
+async def test_a_cgroup_that_moves_before_it_is_looked_at_is_found_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, eye = node.target(), drift.Eye
+
+    def missed(*_: object) -> None:
+        monkeypatch.setattr(drift, "Eye", eye)
+        raise FileNotFoundError("the leaf is gone")
+
+    monkeypatch.setattr(drift, "Eye", missed)
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+        await until(lambda: drift.Eye is eye, "it is looked for")
+        Wiper(node, target).wipe()
+        await until(lambda: can_open(target, "vcs1"), "it is given back")
+
+
+@ON_V2
+async def test_one_of_which_nobody_knows_how_it_stands_is_repaired(node: Node) -> None:
+    """As after a change in the same container that failed half-way."""
+    target = node.target()
+    async with node.agent() as agent:
+        await node.apply(target, node.reserved(target, "vcs1"))
+        Wiper(node, target).wipe()
+        agent.grafts.standing.clear()
+        await until(lambda: can_open(target, "vcs1"), "it is given back")
 
 
 async def test_what_is_lost_is_never_given_back(node: Node) -> None:
@@ -180,8 +231,8 @@ async def test_a_cgroup_that_is_made_and_filtered_later_is_found(node: Node) -> 
         node.lab.make(nested)
         node.lab.keep(programs.attach(nested, ALLOW_NULL))
         await until(lambda: names(nested) == ["devicemount"], "its filter is wrapped")
-        await node.remove(target)
-        assert names(nested) == [""]
+        state = await node.remove(target)
+        assert (state.phase, names(nested)) == (pb.REMOVED, [""]), str(state)
 
 
 def names(level: Path) -> list[str]:

@@ -14,6 +14,7 @@ from devicemount_agent.model import PodUID
 from devicemount_agent_api.failpoints import Failpoint
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_node_api import deviceplugin_pb2
+from node.agent.containers import Actor
 
 from .conftest import DEADLINE_S, RESOURCE, Node, Shadow, Target
 from .test_mount import can_open, until
@@ -22,6 +23,7 @@ from .test_recovery import killed_at
 OTHER_MOUNT_UID = "22222222-bbbb-4bbb-8bbb-222222222222"
 ENV = "/run/devicemount/notebook-gpu.env"
 READY = "/run/devicemount/notebook-gpu.ready"
+A, U = "vcsa1", "vcsu1"
 POINTS = [
     Failpoint.AGENT_AFTER_INTENT,
     Failpoint.AGENT_AFTER_MOUNTS,
@@ -122,7 +124,7 @@ async def test_what_two_mounts_bring_stays_until_the_last_goes(node: Node, drive
         await node.apply(target, reserved(node, target, "vcs1", driver))
         request = node.apply_request(other, reserved(node, other, "vcsa1", driver))
         request.mount_name = "second"
-        await node.stub.Apply(request, timeout=5)
+        await node.stub.Apply(request, timeout=DEADLINE_S)
         assert there(target, "/run/devicemount/second.env").exists()
 
         assert (await node.remove(target)).phase == pb.REMOVED
@@ -231,7 +233,7 @@ async def test_an_agent_that_was_killed_ends_mounted_or_clean(
     before = names(target)
     async with killed_at(node, point) as stub:
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Apply(node.apply_request(target, shadow), timeout=5)
+            await stub.Apply(node.apply_request(target, shadow), timeout=DEADLINE_S)
     assert not there(target, READY).exists()
 
     async with node.agent():
@@ -253,7 +255,7 @@ async def test_what_was_begun_goes_when_the_reservation_went_meanwhile(
     before = names(target)
     async with killed_at(node, point) as stub:
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Apply(node.apply_request(target, shadow), timeout=5)
+            await stub.Apply(node.apply_request(target, shadow), timeout=DEADLINE_S)
     node.kubelet.forget(shadow.pod)
 
     async with node.agent():
@@ -335,3 +337,71 @@ async def test_in_a_restarted_container_ready_is_said_when_all_is_back(node: Nod
         node.kubelet.shown[second.pod.namespace, second.pod.name] = gone
         assert (await node.apply(again, first, second)).phase == pb.GRANTED
         assert there(again, READY).exists()
+
+
+async def test_what_is_asked_for_grows_and_shrinks_beside_what_is_in_use(
+    node: Node, driver: Path
+) -> None:
+    target = node.target()
+    first = reserved(node, target, "vcs1", driver)
+    async with node.agent():
+        one = await node.apply(target, first)
+        assert isinstance(target.box.inside, Actor)
+        target.box.inside.open("/dev/vcs1")
+        others = [node.reserved(target, device, ordinal=n) for n, device in ((1, A), (2, U))]
+        three = await node.apply(target, first, *others)
+        assert three.phase == pb.GRANTED
+        assert [shadow.container for shadow in three.shadow_pods] == ["notebook"] * 3
+        assert three.shadow_pods[0].granted_unix_ns == one.granted_unix_ns
+        assert all(can_open(target, device) for device in ("vcs1", A, U))
+        assert there(target, READY).exists()
+        busy = await node.remove(target, first)
+        assert {s.uid: s.phase for s in busy.shadow_pods} == {
+            first.pod.uid: pb.BUSY,
+            **{other.pod.uid: pb.GRANTED for other in others},
+        }
+        assert can_open(target, "vcs1")
+        for other in others:
+            await node.remove(target, other)
+        assert not can_open(target, A)
+        assert can_open(target, "vcs1")
+        assert {"/opt/vendor/lib", "/usr/bin/vendor-tool"} <= mounted(target)
+        assert there(target, READY).exists()
+
+
+async def test_an_edit_back_while_the_rest_is_waited_for_leaves_all_as_it_was(node: Node) -> None:
+    target = node.target()
+    first, rest = node.reserved(target, "vcs1"), node.shadow(target, 1)
+    async with node.agent():
+        await node.apply(target, first)
+        growing = asyncio.create_task(node.apply(target, first, rest))
+        await until(lambda: not there(target, READY).exists(), "something is missing")
+        assert can_open(target, "vcs1")
+        await node.remove(target, rest)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await growing
+        assert there(target, READY).exists()
+        (state,) = await node.states()
+        assert (state.phase, len(state.shadow_pods)) == (pb.GRANTED, 1)
+
+
+async def test_the_loss_of_one_of_several_concerns_it_alone(node: Node) -> None:
+    target = node.target()
+    shadows = [node.reserved(target, device, ordinal=n) for n, device in enumerate(("vcs1", A))]
+    async with node.agent():
+        await node.apply(target, *shadows)
+        gone = await node.remove(target, shadows[1], policy=pb.LOST)
+        phases = {shadow.uid: shadow.phase for shadow in gone.shadow_pods}
+        assert phases == {shadows[0].pod.uid: pb.GRANTED, shadows[1].pod.uid: pb.REMOVED}
+        assert (can_open(target, "vcs1"), can_open(target, A)) == (True, False)
+        assert not there(target, READY).exists(), "another one is asked for"
+
+
+async def test_a_new_shadow_pod_that_fails_changes_nothing_of_what_is_in_use(node: Node) -> None:
+    target = node.target()
+    first, failed = node.reserved(target, "vcs1"), node.shadow(target, 1)
+    async with node.agent():
+        await node.apply(target, first)
+        await node.remove(target, failed, policy=pb.LOST)
+        assert there(target, READY).exists()
+        assert can_open(target, "vcs1")

@@ -227,7 +227,7 @@ async def test_a_stale_hint_is_looked_up_again(node: Node) -> None:
     async with node.agent():
         request = node.apply_request(target, shadow)
         request.target.container_id = "f" * 64
-        assert (await node.stub.Apply(request, timeout=5)).phase == pb.GRANTED
+        assert (await node.stub.Apply(request, timeout=DEADLINE_S)).phase == pb.GRANTED
 
 
 async def test_a_hint_at_another_pods_container_is_not_followed(node: Node) -> None:
@@ -236,7 +236,7 @@ async def test_a_hint_at_another_pods_container_is_not_followed(node: Node) -> N
     async with node.agent():
         request = node.apply_request(target, shadow)
         request.target.container_id = other.box.id
-        state = await node.stub.Apply(request, timeout=5)
+        state = await node.stub.Apply(request, timeout=DEADLINE_S)
         assert state.container_id == target.box.id
         assert not can_open(other, "vcs1")
 
@@ -249,7 +249,7 @@ async def test_a_target_of_another_namespace_than_was_said_gets_nothing(node: No
         request = node.apply_request(target, shadow)
         request.target.namespace = "team-b"
         for _ in ("the container is new to the agent", "and when it is known"):
-            assert await refusal(node.stub.Apply(request, timeout=5)) == (
+            assert await refusal(node.stub.Apply(request, timeout=DEADLINE_S)) == (
                 "ContainerMismatch",
                 grpc.StatusCode.FAILED_PRECONDITION,
             )

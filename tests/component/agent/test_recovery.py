@@ -63,7 +63,7 @@ async def test_an_agent_that_was_killed_goes_forward(node: Node, point: Failpoin
     shadow = node.reserved(target, "vcs1")
     async with killed_at(node, point) as stub:
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Apply(node.apply_request(target, shadow), timeout=5)
+            await stub.Apply(node.apply_request(target, shadow), timeout=DEADLINE_S)
     was_granted = point is not Failpoint.AGENT_AFTER_INTENT
     assert can_open(target, "vcs1") == was_granted
     fd = target.box.inside.open("/dev/vcs1") if was_granted else None
@@ -83,7 +83,7 @@ async def test_an_intent_whose_reservation_went_is_a_loss(node: Node) -> None:
     shadow = node.reserved(target, "vcs1")
     async with killed_at(node, Failpoint.AGENT_AFTER_GRANT) as stub:
         with pytest.raises(grpc.aio.AioRpcError):
-            await stub.Apply(node.apply_request(target, shadow), timeout=5)
+            await stub.Apply(node.apply_request(target, shadow), timeout=DEADLINE_S)
     target.box.inside.open("/dev/vcs1")
     node.kubelet.forget(shadow.pod)
 
@@ -121,13 +121,13 @@ async def test_a_removed_mount_stays_removed(node: Node) -> None:
     shadow = node.reserved(target, "vcs1")
     async with node.agent():
         request = node.apply_request(target, shadow)
-        await node.stub.Apply(request, timeout=5)
+        await node.stub.Apply(request, timeout=DEADLINE_S)
         await node.remove(target)
     async with node.agent():
         assert await node.states() == []
         assert not can_open(target, "vcs1")
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await node.stub.Apply(request, timeout=5)
+            await node.stub.Apply(request, timeout=DEADLINE_S)
         assert caught.value.code() is grpc.StatusCode.ABORTED
 
 

@@ -118,7 +118,7 @@ async def test_an_agent_that_ends_does_not_wait_for_who_watches(node: Node) -> N
 
 async def test_a_node_says_what_it_is(node: Node) -> None:
     async with node.agent():
-        state = await node.stub.Node(pb.NodeRequest(), timeout=5)
+        state = await node.stub.Node(pb.NodeRequest(), timeout=DEADLINE_S)
     assert state.cgroup_mode in {"v1", "v2", "hybrid"}
     assert state.kernel == os.uname().release
     assert state.runtime == "fake 0.1.0"

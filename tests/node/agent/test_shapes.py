@@ -174,6 +174,24 @@ def test_a_user_who_is_not_root_can_use_it(v1: Lab, agent: Agent, vcsa: DeviceNo
     box.inside.close(box.inside.open(vcsa.path, os.O_RDWR))
 
 
+def test_whom_owner_and_mode_refuse_is_said(v1: Lab, agent: Agent, vcsa: DeviceNode) -> None:
+    box = plain(v1)
+    box.inside.tell("become", 1000, 2000)
+    agent.put(box, replace(vcsa, uid=0, gid=44, mode=0o660))
+    (concern,) = concerns(box, [vcsa])
+    assert concern.reason == "NotPermitted"
+    assert "user 1000 (groups 2000) may not open /dev/vcsa (0:44, 0660)" in concern.message
+
+
+def test_a_privileged_container_is_said_not_to_be_isolated(
+    v1: Lab, agent: Agent, vcsa: DeviceNode
+) -> None:
+    box = plain(v1)
+    box.runtime = replace(box.runtime, allows_all=True)
+    agent.put(box, vcsa)
+    assert [concern.reason for concern in concerns(box, [vcsa])] == ["NotIsolated"]
+
+
 def test_ids_of_an_allocation_are_the_containers(
     v1: Lab, agent: Agent, vcsa: DeviceNode, vcsu: DeviceNode
 ) -> None:

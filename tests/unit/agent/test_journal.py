@@ -3,6 +3,7 @@
 
 import errno
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -174,6 +175,24 @@ def test_a_damaged_record_refuses_grants_but_not_removals(directory: Path) -> No
     ledger, damage = reopened(directory)
     assert damage.startswith("line 3: ")
     assert not ledger.grants
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"kind":"removed","shadow_uid":1}',
+        b'{"kind":"removed"}',
+        b'{"kind":"nothing"}',
+        b'{"kind":"removed","shadow_uid":"\xff"}',
+        b'{"kind":"removed","x":' + b"[" * 100_000 + b"}",
+        b"[]",
+    ],
+    ids=["another type", "incomplete", "unknown", "no text", "nested without end", "no record"],
+)
+def test_what_is_no_record_is_damage_though_its_checksum_matches(content: bytes) -> None:
+    header = b'{"version": 1, "boot_id": "%b"}' % BOOT.encode()
+    lines = b"".join(b"%08x %b\n" % (zlib.crc32(one), one) for one in (header, content))
+    assert replay(lines, boot_id=BOOT).damage.startswith("line 2: ")
 
 
 @pytest.mark.parametrize("keep", ["all but one line", "only the header", "nothing", "no file"])

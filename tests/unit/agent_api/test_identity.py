@@ -15,12 +15,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 from devicemount_agent_api.identity import (
     HOLD,
     SPARE,
-    BadIdentity,
     Identity,
     MountedIdentity,
     label,
     to_pem,
 )
+from devicemount_agent_api.identity_files import BadIdentity
 from devicemount_operator.authority import LEAF_LIFE, Pair, issue, make_authority
 
 NOW = datetime.datetime(2027, 1, 1, tzinfo=datetime.UTC)

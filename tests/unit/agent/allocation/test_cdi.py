@@ -334,6 +334,14 @@ def test_a_name_that_is_none_is_said() -> None:
         names_in(Answer(cdi_devices=[deviceplugin_pb2.CDIDevice(name="a.b/c=d\n")]))
 
 
+def test_an_escape_that_is_no_text_is_refused() -> None:
+    raw = r"""{"cdiVersion": "0.6.0", "kind": "a.b/c", "devices": [{"name": "d",
+        "containerEdits": {"deviceNodes": [{"path": "/dev/\ud800"}]}}]}"""
+    for is_json in (True, False):
+        with pytest.raises(ValueError, match=r"surrogates not allowed|invalid Unicode"):
+            parse(raw.encode(), is_json=is_json)
+
+
 @given(st.binary(max_size=400))
 def test_no_bytes_of_a_spec_raise_anything_but_that_it_is_none(raw: bytes) -> None:
     for is_json in (True, False):

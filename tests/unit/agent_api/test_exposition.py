@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from devicemount_agent import metrics
+from devicemount_agent_api import exposition as metrics
 
 
 @pytest.fixture(autouse=True)
@@ -49,3 +49,25 @@ def test_a_gauge_is_asked_each_time_and_a_later_one_takes_its_place() -> None:
     ]
     value[0] = True
     assert metrics.exposition().endswith("\ndevicemount_depth 1\n")
+
+
+def test_a_gauge_of_several_has_a_line_for_each_word() -> None:
+    metrics.gauges("devicemount_mounts", "How many.", "reason", lambda: {"Mounted": 3, "": 1})
+    assert metrics.exposition().splitlines()[2:] == [
+        'devicemount_mounts{reason="Mounted"} 3',
+        'devicemount_mounts{reason=""} 1',
+    ]
+
+
+def test_a_histogram_counts_up_to_each_bound() -> None:
+    took = metrics.Histogram("devicemount_took_seconds", "How long.", (0.001, 0.5))
+    for seconds in (0.001, 0.25, 4):
+        took.observe(seconds)
+    assert metrics.exposition().splitlines()[1:] == [
+        "# TYPE devicemount_took_seconds histogram",
+        'devicemount_took_seconds_bucket{le="0.001"} 1',
+        'devicemount_took_seconds_bucket{le="0.5"} 2',
+        'devicemount_took_seconds_bucket{le="+Inf"} 3',
+        "devicemount_took_seconds_sum 4.251",
+        "devicemount_took_seconds_count 3",
+    ]
