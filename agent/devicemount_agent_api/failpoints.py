@@ -16,9 +16,15 @@ EXIT_STATUS = 137  # what a container runtime reports for SIGKILL
 class Failpoint(Enum):
     """Where it fires, by the name that `DM_FAILPOINT` gives."""
 
+    OPERATOR_BEFORE_SHADOW_POD = "operator-before-shadow-pod"
     OPERATOR_AFTER_SHADOW_POD = "operator-after-shadow-pod"
+    OPERATOR_BEFORE_APPLY = "operator-before-apply"
     OPERATOR_AFTER_GRANT = "operator-after-grant"
+    OPERATOR_AFTER_STATUS = "operator-after-status"
+    OPERATOR_BEFORE_REVOKE = "operator-before-revoke"
     OPERATOR_AFTER_REVOKE = "operator-after-revoke"
+    OPERATOR_AFTER_DELETE = "operator-after-delete"
+    OPERATOR_AFTER_FINALIZER = "operator-after-finalizer"
     AGENT_AFTER_INTENT = "agent-after-intent"
     AGENT_AFTER_MOUNTS = "agent-after-mounts"
     AGENT_AFTER_GRANT = "agent-after-grant"

@@ -640,6 +640,8 @@ class ShadowState(_message.Message):
     REPAIRS_FIELD_NUMBER: _builtins.int
     RESTARTS_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    GRANTED_UNIX_NS_FIELD_NUMBER: _builtins.int
     uid: _builtins.str
     name: _builtins.str
     phase: Global___Phase.ValueType
@@ -649,6 +651,10 @@ class ShadowState(_message.Message):
     """how often access was given again that somebody had taken from the container"""
     restarts: _builtins.int
     """how often it was granted again to the container's next run"""
+    container: _builtins.str
+    """name of the target's container; empty: nothing is granted"""
+    granted_unix_ns: _builtins.int
+    """when its grant in the current container was verified; 0: it is not"""
     @_builtins.property
     def devices(self) -> _containers.RepeatedCompositeFieldContainer[Global___Device]: ...
     @_builtins.property
@@ -672,10 +678,12 @@ class ShadowState(_message.Message):
         repairs: _builtins.int = ...,
         restarts: _builtins.int = ...,
         lost: Global___Concern | None = ...,
+        container: _builtins.str = ...,
+        granted_unix_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["concerns", b"concerns", "devices", b"devices", "holders", b"holders", "holders_total", b"holders_total", "lost", b"lost", "name", b"name", "phase", b"phase", "repairs", b"repairs", "restarts", b"restarts", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["concerns", b"concerns", "container", b"container", "devices", b"devices", "granted_unix_ns", b"granted_unix_ns", "holders", b"holders", "holders_total", b"holders_total", "lost", b"lost", "name", b"name", "phase", b"phase", "repairs", b"repairs", "restarts", b"restarts", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
