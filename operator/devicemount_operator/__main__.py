@@ -13,7 +13,7 @@ import time
 import uvloop
 
 from devicemount_agent_api import failpoints
-from devicemount_operator import errors, health
+from devicemount_operator import errors, health, metrics
 from devicemount_operator.cluster import Leases
 from devicemount_operator.controller import Controller, Health
 from devicemount_operator.election import Election, LeaseTimes
@@ -24,18 +24,26 @@ log = logging.getLogger(__name__)
 
 
 def main() -> None:
-    """Run until told to end; exit status 1 when the Lease is lost or something essential ended."""
-    _log_to_stderr()
+    """Run with what the manifests set."""
     try:
         settings = from_environment()
         os.environ.setdefault("DM_FAILPOINT_DIR", tempfile.gettempdir())
         failpoints.armed()
     except (MissingSetting, ValueError) as error:
         sys.exit(f"devicemount-operator: {error}")
+    main_with(settings)
+
+
+def main_with(settings: Settings) -> None:
+    """Run until told to end; exit status 1 when the Lease is lost or something essential ended."""
+    _log_to_stderr()
+    is_lost = False
     try:
         uvloop.run(until_signalled(settings))
     except* errors.LeaseLost as lost:
         log.error("ended: %s", lost.exceptions[0])
+        is_lost = True  # an exit from in here would be a traceback
+    if is_lost:
         sys.exit(1)
 
 
@@ -53,7 +61,6 @@ async def until_signalled(settings: Settings) -> None:
 async def run(settings: Settings, *, stop: asyncio.Event) -> None:
     """Serve health, wait for the Lease, work until told to stop, give the Lease back."""
     transport = await Transport.connect()
-    state = Health()
     election = Election(
         Leases(transport),
         namespace=settings.namespace,
@@ -62,7 +69,14 @@ async def run(settings: Settings, *, stop: asyncio.Event) -> None:
             duration_s=settings.lease_duration_s,
             renew_deadline_s=settings.lease_renew_deadline_s,
             retry_s=settings.lease_retry_s,
+            watch_s=settings.lease_watch_s,
         ),
+    )
+    state = Health(election)
+    metrics.gauge(
+        "devicemount_leader",
+        "Whether this process holds the Lease.",
+        election.still_leading,
     )
     try:
         async with health.serve(port=settings.health_port, live=state.live, ready=state.ready):

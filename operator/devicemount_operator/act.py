@@ -15,10 +15,18 @@ from dataclasses import dataclass
 from typing import assert_never
 
 from devicemount_agent_api.failpoints import Failpoint, fire
-from devicemount_operator import errors, shadow_pod
-from devicemount_operator.agents import AgentError, Agents, ApplyCall, RemoveCall
+from devicemount_operator import errors, metrics, shadow_pod
+from devicemount_operator.agents import (
+    AgentError,
+    Agents,
+    ApplyCall,
+    ApplyShadow,
+    NoIdentity,
+    RemoveCall,
+)
+from devicemount_operator.api.v1alpha1 import KIND
 from devicemount_operator.caches import KnownMount, KnownShadow, Mounts, Shadows
-from devicemount_operator.cluster import Cluster, ObjectKey
+from devicemount_operator.cluster import Cluster
 from devicemount_operator.decide import decision as do
 from devicemount_operator.decide.observation import (
     FINALIZER,
@@ -31,10 +39,13 @@ from devicemount_operator.decide.observation import (
     TargetPod,
     is_granted,
 )
-from devicemount_operator.memory import Memory
+from devicemount_operator.decide.split import Part
+from devicemount_operator.memory import Memory, PartMemory
+from devicemount_operator.messages import MountGrants
+from devicemount_operator.posting import Poster, Wanted
+from devicemount_operator.queue import aside
 from devicemount_operator.reasons import Reason
 from devicemount_operator.settings import Settings
-from devicemount_operator.transport import JsonObject
 
 log = logging.getLogger(__name__)
 
@@ -54,16 +65,21 @@ class Refused(errors.DeviceMountError):
 
 @dataclass(slots=True)
 class Subject:
-    """What one pass is about. `created` is the shadow pod that this pass has made or adopted."""
+    """One target pod of a mount. `created` is the shadow pod that this pass has made or adopted."""
 
     known: KnownMount
     memory: Memory
+    part: Part
     observation: Observation
     created: KnownShadow | None = None
 
     @property
     def uid(self) -> str:
         return self.known.model.metadata.uid
+
+    @property
+    def part_memory(self) -> PartMemory:
+        return self.memory.part(self.part.key, now=time.monotonic())
 
 
 class Actor:
@@ -83,7 +99,7 @@ class Actor:
         self._agents = agents
         self._mounts = mounts
         self._shadows = shadows
-        self._settings = settings
+        self._poster = Poster(cluster=cluster, settings=settings)
         self._wake = wake
 
     async def carry_out(self, subject: Subject, actions: tuple[do.Action, ...]) -> Refusal | None:
@@ -108,12 +124,16 @@ class Actor:
                 self._start_apply(subject, action)
             case do.Remove():
                 await self.remove(subject.uid, subject.memory, action)
+            case do.Discharge():
+                self.discharge(subject.uid, subject.memory, action)
             case do.DeleteShadowPod():
                 await self.delete_shadow_pod(subject.uid, action)
             case do.AddFinalizer():
                 await self._write_finalizers(subject.known, _with_ours)
             case do.DropFinalizer():
                 await self._write_finalizers(subject.known, _without_ours)
+            case do.DeleteMount():
+                await self.delete_mount(subject.known)
             case _:
                 assert_never(action)
 
@@ -124,8 +144,18 @@ class Actor:
 
         One that exists and is ours is taken up.
         """
+        target = subject.observation.target
+        if not isinstance(target, TargetPod):
+            raise TypeError("a shadow pod is decided on only after the target was read")
+        wanted = Wanted(
+            mount=subject.known.model,
+            target=target,
+            resources=action.resources,
+            priority_class=subject.observation.priority_class,
+        )
         for ordinal in range(action.ordinal, shadow_pod.MAX_ORDINALS):
-            raw = await self._post(subject, ordinal)
+            fire(Failpoint.OPERATOR_BEFORE_SHADOW_POD)
+            raw = await self._poster.post(wanted, ordinal)
             if raw is None:
                 continue
             fire(Failpoint.OPERATOR_AFTER_SHADOW_POD)
@@ -136,74 +166,70 @@ class Actor:
         text = f"the names of {shadow_pod.MAX_ORDINALS} shadow pods are taken by pods of others"
         raise Refused(Refusal(reason=Reason.NOT_ALLOWED, message=text, at=time.monotonic()))
 
-    async def _post(self, subject: Subject, ordinal: int) -> JsonObject | None:
-        """Return the pod of that ordinal; None: the name is another's. Raises ApiError."""
-        target, mount = subject.observation.target, subject.known.model
-        if not isinstance(target, TargetPod):
-            raise TypeError("a shadow pod is decided on only after the target was read")
-        image = self._settings.hold_image
-        body = shadow_pod.build(
-            mount,
-            target=target,
-            ordinal=ordinal,
-            image=image,
-            pull_secret=self._settings.hold_pull_secret,
-            priority_class=subject.observation.priority_class,
-        )
-        namespace, name = mount.metadata.namespace, body["metadata"]["name"]
-        try:
-            return await self._cluster.create_pod(namespace, body)
-        except errors.AlreadyExists:
-            log.info("a pod of this name exists already pod=%s/%s", namespace, name)
-        try:
-            existing = await self._cluster.get_pod(ObjectKey(namespace, name))
-        except errors.NotFound:
-            return None
-        ours = shadow_pod.is_adoptable(existing, mount=mount, image=image)
-        return existing if ours and "deletionTimestamp" not in existing["metadata"] else None
-
     # Grant
 
     def _start_apply(self, subject: Subject, action: do.StartApply) -> None:
         """Ask the agent in a task of its own: the key stays free for a deletion."""
-        shadow = subject.created
-        if action.shadow_uid is not None:
-            shadow = self._shadows.get(subject.uid, action.shadow_uid)
-        if shadow is None:
-            return  # it went while this pass acted: the watch has queued the key
+        found = [self._shadows.get(subject.uid, uid) for uid in action.shadow_uids]
+        shadows = [
+            s for s in (*found, subject.created) if s is not None and s.place == action.place
+        ]
+        if not shadows or None in found:
+            return  # one went while this pass acted: the watch has queued the key
         spec = subject.known.model.spec
         call = ApplyCall(
             mount_uid=subject.uid,
             mount_name=subject.known.key.name,
             namespace=subject.known.key.namespace,
-            pod_name=spec.target.pod_name,
+            pod_name=subject.observation.pod_name,
             container=action.container,
             container_id=action.container_id,
             place=action.place,
-            shadow_name=shadow.key.name,
-            shadow_uid=shadow.uid,
-            resources=spec.resources.limits,
+            shadows=tuple(
+                ApplyShadow(
+                    name=shadow.key.name,
+                    uid=shadow.uid,
+                    resources=shadow_pod.counts_of(shadow.raw),
+                )
+                for shadow in shadows
+            ),
             accept_env_file=spec.reservation.accept_env_file,
         )
-        memory = subject.memory
-        memory.end_apply()
-        memory.applied = time.monotonic()
-        memory.applying, memory.container = shadow.uid, action.container
-        memory.apply_task = asyncio.ensure_future(self._apply(memory, call))
+        part = subject.part_memory
+        part.end_apply()
+        part.applied = time.monotonic()
+        part.asked = part.applying = frozenset(shadow.uid for shadow in call.shadows)
+        part.container, part.asked_for = action.container, spec.target
+        part.apply_task = asyncio.ensure_future(self._apply(subject.memory, part, call))
 
-    async def _apply(self, memory: Memory, call: ApplyCall) -> None:
+    async def _apply(self, memory: Memory, part: PartMemory, call: ApplyCall) -> None:
+        fire(Failpoint.OPERATOR_BEFORE_APPLY)
         try:
             said = await self._agents.apply(call)
         except AgentError as error:
+            log.info(
+                "not granted mount=%s/%s reason=%s",
+                call.namespace,
+                call.mount_name,
+                error.reason.value,
+            )
+            if len(call.shadows) > 1:  # which of them failed, and which are granted?
+                await self._ask_what_is_so(memory, call)
             now = time.monotonic()
-            memory.refusal = Refusal(reason=error.reason, message=str(error), at=now)
-            log.info("not granted shadow=%s reason=%s", call.shadow_name, error.reason.value)
+            part.refusal = Refusal(reason=error.reason, message=str(error), at=now)
         else:
             if said.phase is GrantPhase.GRANTED:
                 fire(Failpoint.OPERATOR_AFTER_GRANT)
             memory.answered(said.grants, now=time.monotonic())
-        memory.applying = memory.apply_task = None
+        part.applying, part.apply_task = frozenset(), None
         self._wake(call.mount_uid)
+
+    async def _ask_what_is_so(self, memory: Memory, call: ApplyCall) -> None:
+        """Take in what the agent has of a mount; one that does not answer says nothing."""
+        asked, node = time.monotonic(), call.place.node
+        with suppress(AgentError):
+            said = [s for s in await self._agents.list(node) if s.mount_uid == call.mount_uid]
+            memory.listed(node, [grant for s in said for grant in s.grants], asked=asked)
 
     # Release
 
@@ -220,7 +246,8 @@ class Actor:
             grace_s=action.grace_s,
             include_main=action.include_main,
         )
-        said = await self._agents.remove(call)
+        fire(Failpoint.OPERATOR_BEFORE_REVOKE)
+        said = await self._ask_back(memory, call)
         memory.answered(said.grants, now=time.monotonic())
         asked = frozenset(action.shadow_uids) or self._shadows_in(mount_uid, memory, action.place)
         kept = [
@@ -230,11 +257,39 @@ class Actor:
         ]
         if kept or not (said.grants or said.phase is GrantPhase.REMOVED):
             raise Refused(_busy(kept))
-        if memory.applying in asked or not action.shadow_uids:
-            memory.end_apply()
+        memory.end_applies(asked)
         memory.released.update(asked)
         log.info("released mount_uid=%s node=%s", mount_uid, action.place.node)
         fire(Failpoint.OPERATOR_AFTER_REVOKE)
+
+    async def _ask_back(self, memory: Memory, call: RemoveCall) -> MountGrants:
+        """Ask, and note how often that was in vain. Raises AgentError."""
+        node = call.place.node
+        try:
+            async with aside():
+                said = await self._agents.remove(call)
+        except AgentError as error:
+            if error.reason is Reason.AGENT_UNAVAILABLE and not isinstance(error, NoIdentity):
+                memory.unheard(node, now=time.monotonic())
+            raise
+        memory.unanswered.pop(node, None)
+        return said
+
+    def discharge(self, mount_uid: str, memory: Memory, action: do.Discharge) -> None:
+        """Take note that devices are given back of which no agent says so."""
+        asked = frozenset(action.shadow_uids) or self._shadows_in(mount_uid, memory, action.place)
+        memory.discharge(asked)
+        level = logging.ERROR if action.proof.by is do.By.ADMINISTRATOR else logging.WARNING
+        log.log(
+            level,
+            "released without its agent mount_uid=%s node=%s devices=%r proof=%s: %s",
+            mount_uid,
+            action.place.node,
+            ", ".join(action.devices),
+            action.proof.by.value,
+            action.proof.text,
+        )
+        metrics.discharges.add(proof=action.proof.by.value)
 
     def _shadows_in(self, mount_uid: str, memory: Memory, place: Place) -> frozenset[PodUID]:
         there = (s.uid for s in self._shadows.of(mount_uid) if s.place == place)
@@ -245,9 +300,38 @@ class Actor:
         shadow = self._shadows.get(mount_uid, action.uid)
         if shadow is None:
             return
-        with suppress(errors.NotFound, errors.Conflict):
+        try:
             await self._cluster.delete_pod(shadow.key, uid=shadow.uid)
+        except errors.NotFound:
+            pass
+        except errors.Conflict:
+            if await self._is_there(shadow):
+                raise
+        fire(Failpoint.OPERATOR_AFTER_DELETE)
         self._shadows.delete(shadow)
+
+    async def delete_mount(self, known: KnownMount) -> None:
+        """Delete the object as it was decided on; if it is another by now, look again."""
+        uid = known.model.metadata.uid
+        raw = (self._mounts.get(uid) or known).raw
+        version = raw["metadata"]["resourceVersion"]
+        try:
+            answer = await self._cluster.delete_mount(known.key, uid=uid, version=version)
+        except errors.Conflict:
+            answer = await self._cluster.get_mount(known.key)
+            if answer["metadata"]["uid"] != uid:
+                raise errors.NotFound(f"{known.key} is another object now", status=404) from None
+        else:
+            log.info("deleted mount=%s/%s: its target is gone", *known.key)
+        if answer.get("kind") == KIND and self._mounts.put(answer, now=time.monotonic()):
+            self._wake(uid)
+
+    async def _is_there(self, shadow: KnownShadow) -> bool:
+        """Ask whether the pod itself, and not another of its name, still exists."""
+        try:
+            return bool((await self._cluster.get_pod(shadow.key))["metadata"]["uid"] == shadow.uid)
+        except errors.NotFound:
+            return False
 
     async def _write_finalizers(
         self, known: KnownMount, change: Callable[[Finalizers], Finalizers]
@@ -265,6 +349,7 @@ class Actor:
                 self._mounts.put(
                     await self._cluster.replace_mount(known.key, body), now=time.monotonic()
                 )
+                fire(Failpoint.OPERATOR_AFTER_FINALIZER)
                 return
             except errors.Conflict:
                 raw = await self._cluster.get_mount(known.key)
@@ -297,6 +382,10 @@ def _busy(kept: list[Grant]) -> Refusal:
 
 _FORBIDDEN: Mapping[errors.ForbiddenBy, Reason] = {
     errors.ForbiddenBy.QUOTA: Reason.QUOTA_EXCEEDED,
+    errors.ForbiddenBy.LIMITS: Reason.NOT_ALLOWED,
+    errors.ForbiddenBy.PRIORITY_GONE: Reason.NOT_ALLOWED,
+    errors.ForbiddenBy.PRIORITY_DEFAULT: Reason.NOT_ALLOWED,
+    errors.ForbiddenBy.ACCOUNT: Reason.WEBHOOK_UNAVAILABLE,
     errors.ForbiddenBy.POLICY: Reason.NOT_ALLOWED,
     errors.ForbiddenBy.RBAC: Reason.NOT_ALLOWED,
     errors.ForbiddenBy.NAMESPACE: Reason.NAMESPACE_TERMINATING,
@@ -314,6 +403,10 @@ def refusal_of(error: errors.DeviceMountError, *, now: float) -> Refusal:
             reason = _FORBIDDEN[error.by]
         case errors.Invalid():
             reason = Reason.NOT_ALLOWED
+        case errors.RequestTaken():
+            reason = Reason.INSUFFICIENT
+        case errors.WebhookUnavailable():
+            reason = Reason.WEBHOOK_UNAVAILABLE
         case errors.ApiError():
             reason = Reason.API_UNAVAILABLE
         case _:

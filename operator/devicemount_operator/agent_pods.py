@@ -20,7 +20,7 @@ class AgentPods:
         """Take in what the watch says."""
         match event:
             case Listed(objects):
-                self._pods = {raw["metadata"]["uid"]: raw for raw in objects}
+                self._pods = {packed.uid: packed.raw for packed in objects}
             case Changed(raw, deleted=True):
                 self._pods.pop(raw["metadata"]["uid"], None)
             case Changed(raw):

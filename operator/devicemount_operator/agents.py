@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One warm channel per node to its agent. The only module that imports the agents' contract.
+"""One warm channel per node to its agent. With `messages` the only one to import its contract.
 
 Requests go out with this operator's epoch and a revision that rises with each of them, so that an
 agent never acts on what was decided earlier. What agents say becomes the plain types that `decide`
@@ -22,13 +22,7 @@ from devicemount_agent_api.identity import Identity
 from devicemount_agent_api.v1 import agent_pb2, agent_pb2_grpc
 from devicemount_operator.decide.decision import RemovePolicy
 from devicemount_operator.decide.observation import (
-    Concern,
     ContainerID,
-    Device,
-    DeviceNode,
-    Grant,
-    GrantPhase,
-    Holder,
     NodeName,
     Place,
     PodUID,
@@ -37,21 +31,15 @@ from devicemount_operator.decide.observation import (
 from devicemount_operator.election import Epoch
 from devicemount_operator.errors import DeviceMountError
 from devicemount_operator.handshake import Handshake, explain, shake_hands
+from devicemount_operator.messages import MountGrants, mount_grants, resource_facts
 from devicemount_operator.reasons import Reason, trouble
 
 Answer = TypeVar("Answer")
 
 LOOK_S = 3.0  # many dead nodes share few threads: no call waits longer to learn why one is silent
+REMOVES_AT_ONCE = 16  # on one node: each looks at every process there
 CONNECT_S = 2.0  # a restarted agent is back within it; the deadline of a call is for its work
 
-_PHASES: Mapping[int, GrantPhase] = {
-    agent_pb2.WAITING: GrantPhase.WAITING,
-    agent_pb2.GRANTED: GrantPhase.GRANTED,
-    agent_pb2.BUSY: GrantPhase.BUSY,
-    agent_pb2.LOST_PHASE: GrantPhase.LOST,
-    agent_pb2.REMOVED: GrantPhase.REMOVED,
-    agent_pb2.TARGET_ENDED: GrantPhase.TARGET_ENDED,
-}
 _POLICIES: "Mapping[RemovePolicy, agent_pb2.Policy.ValueType]" = {
     RemovePolicy.WAIT: agent_pb2.WAIT,
     RemovePolicy.TERMINATE: agent_pb2.TERMINATE,
@@ -71,9 +59,25 @@ class AgentError(DeviceMountError):
         self.reason = reason
 
 
+class NoIdentity(AgentError):
+    """We have no certificate to ask with: that no agent answers says nothing about any."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Reason.AGENT_UNAVAILABLE, message)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApplyShadow:
+    """A shadow pod whose devices are to be grafted."""
+
+    name: str
+    uid: PodUID
+    resources: Mapping[str, int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApplyCall:
-    """What an agent needs in order to graft one shadow pod's devices."""
+    """What an agent needs in order to graft a mount's devices."""
 
     mount_uid: str
     mount_name: str
@@ -82,9 +86,7 @@ class ApplyCall:
     container: str
     container_id: ContainerID | None
     place: Place
-    shadow_name: str
-    shadow_uid: PodUID
-    resources: Mapping[str, int]
+    shadows: tuple[ApplyShadow, ...]  # all that stand: what it omits, the agent takes for lost
     accept_env_file: bool
 
 
@@ -98,16 +100,6 @@ class RemoveCall:
     shadow_uids: tuple[PodUID, ...]  # empty: all
     grace_s: int  # of TERMINATE
     include_main: bool  # of TERMINATE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MountGrants:
-    """What an agent says of one mount."""
-
-    mount_uid: str
-    place: Place
-    phase: GrantPhase  # the least of its shadow pods'
-    grants: tuple[Grant, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -156,6 +148,9 @@ class Agents:
         self._ips: dict[NodeName, str] = {}
         self._peers: dict[NodeName, _Peer] = {}  # of those that have an address, all or none
         self._retiring: set[asyncio.Task[None]] = set()
+        self._removing: dict[NodeName, asyncio.Semaphore] = {}
+        self._boots: dict[NodeName, str] = {}  # as agents said
+        self._former: dict[NodeName, str] = {}  # addresses that agents had whose pods are gone
 
     def nodes(self) -> frozenset[NodeName]:
         """Return the nodes whose agent has an address."""
@@ -194,13 +189,15 @@ class Agents:
         if self._ips.get(node) == ip:
             return
         await self.left(node)
+        self._former.pop(node, None)
         self._ips[node] = ip
         if self._identity is not None:
             self._peers[node] = self._connect(ip, self._identity)
 
     async def left(self, node: NodeName) -> None:
         """Forget the node's agent; calls in flight end as AgentUnavailable."""
-        self._ips.pop(node, None)
+        if (ip := self._ips.pop(node, None)) is not None:
+            self._former[node] = ip
         if (peer := self._peers.pop(node, None)) is not None:
             await peer.channel.close(grace=None)
 
@@ -235,8 +232,9 @@ class Agents:
             ),
             shadow_pods=[
                 agent_pb2.ShadowPod(
-                    name=call.shadow_name, uid=call.shadow_uid, resources=dict(call.resources)
+                    name=shadow.name, uid=shadow.uid, resources=dict(shadow.resources)
                 )
+                for shadow in call.shadows
             ],
             epoch=self._epoch,
             revision=next(self._revisions),
@@ -246,13 +244,21 @@ class Agents:
         state = await self._ask(
             node, lambda stub: stub.Apply(request, timeout=timeout_s, wait_for_ready=True)
         )
-        return _mount_grants(state, node=node)
+        return mount_grants(state, node=node)
 
     async def remove(self, call: RemoveCall) -> MountGrants:
         """Return the state after the release.
 
-        REMOVED, or BUSY with the holders. Raises AgentError.
+        REMOVED, or BUSY with the holders. Raises AgentError. A node searches for the holders of so
+        many at once and no more; what is lost does not wait, it may be another's already.
         """
+        if call.policy is RemovePolicy.LOST:
+            return await self._remove(call)
+        node = call.place.node
+        async with self._removing.setdefault(node, asyncio.Semaphore(REMOVES_AT_ONCE)):
+            return await self._remove(call)
+
+    async def _remove(self, call: RemoveCall) -> MountGrants:
         request = agent_pb2.RemoveRequest(
             key=_key(call.mount_uid, call.place),
             shadow_uids=call.shadow_uids,
@@ -263,10 +269,11 @@ class Agents:
             revision=next(self._revisions),
         )
         node, timeout_s = call.place.node, self._deadlines.remove_s
-        state = await self._ask(
+        ask = self._ask if node in self._ips else self._ask_former
+        state = await ask(
             node, lambda stub: stub.Remove(request, timeout=timeout_s, wait_for_ready=True)
         )
-        return _mount_grants(state, node=node)
+        return mount_grants(state, node=node)
 
     async def list(self, node: NodeName) -> tuple[MountGrants, ...]:
         """Return every mount that the node's agent knows. Raises AgentError."""
@@ -274,7 +281,7 @@ class Agents:
         answer = await self._ask(
             node, lambda stub: stub.List(request, timeout=timeout_s, wait_for_ready=True)
         )
-        return tuple(_mount_grants(state, node=node) for state in answer.mounts)
+        return tuple(mount_grants(state, node=node) for state in answer.mounts)
 
     async def watch(self, node: NodeName) -> AsyncGenerator[MountGrants | None, None]:
         """Yield every mount, then None, then each whose state has changed.
@@ -293,7 +300,7 @@ class Agents:
             async for said in stream:
                 message = _read(said, node=node)
                 is_mark = not message.HasField("mount")
-                yield None if is_mark else _mount_grants(message.mount, node=node)
+                yield None if is_mark else mount_grants(message.mount, node=node)
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.UNIMPLEMENTED:
                 raise WatchUnknown(f"the agent of node {node} offers no stream") from error
@@ -311,6 +318,8 @@ class Agents:
         """Return what the node is and which version its agent has. Raises AgentError."""
         request, timeout_s = agent_pb2.NodeRequest(), self._deadlines.list_s
         said = await self._ask(node, lambda stub: _node(stub, request, timeout_s=timeout_s))
+        if said.boot_id:
+            self._boots[node] = said.boot_id
         return NodeAbout(
             cgroup_mode=said.cgroup_mode,
             kernel=said.kernel,
@@ -325,7 +334,7 @@ class Agents:
         request = agent_pb2.NodeRequest(resources=resources)
         timeout_s = self._deadlines.list_s
         answer = await self._ask(node, lambda stub: _node(stub, request, timeout_s=timeout_s))
-        return tuple(_facts(state) for state in answer.resources)
+        return tuple(resource_facts(state) for state in answer.resources)
 
     async def _ask(
         self,
@@ -336,7 +345,7 @@ class Agents:
         if node not in self._ips:
             raise AgentError(Reason.AGENT_UNAVAILABLE, f"no agent runs on node {node}")
         if (peer := self._peers.get(node)) is None:
-            raise AgentError(Reason.AGENT_UNAVAILABLE, self._lacking)
+            raise NoIdentity(self._lacking)
         try:
             if peer.channel.get_state(try_to_connect=True) is not grpc.ChannelConnectivity.READY:
                 async with asyncio.timeout(CONNECT_S):
@@ -354,6 +363,36 @@ class Agents:
             raise AgentError(Reason.AGENT_UNAVAILABLE, message) from error
         except grpc.aio.AioRpcError as error:
             raise _agent_error(error, node=node) from error
+
+    async def _ask_former(
+        self,
+        node: NodeName,
+        call: "Callable[[agent_pb2_grpc.AgentAsyncStub], Awaitable[Answer]]",
+    ) -> Answer:
+        """Call where the node's agent was last: its pod's object goes with the Node's, and both may
+        live on. The address may be another node's by now, which the boot tells. Raises AgentError.
+        """
+        ip, boot_id, identity = self._former.get(node), self._boots.get(node), self._identity
+        nobody = AgentError(Reason.AGENT_UNAVAILABLE, f"no agent runs on node {node}")
+        if identity is None:
+            raise NoIdentity(self._lacking)
+        if ip is None or boot_id is None:
+            raise nobody
+        peer = self._connect(ip, identity)
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                await peer.channel.channel_ready()
+                request, timeout_s = agent_pb2.NodeRequest(), self._deadlines.list_s
+                said = await _node(peer.stub, request, timeout_s=timeout_s)
+            if said.boot_id != boot_id:
+                raise nobody
+            return _read(await call(peer.stub), node=node)
+        except TimeoutError as error:
+            raise nobody from error
+        except grpc.aio.AioRpcError as error:
+            raise _agent_error(error, node=node) from error
+        finally:
+            await peer.channel.close(grace=None)
 
     def _is_replaced(self, node: NodeName, peer: _Peer) -> bool:
         """Tell whether the same agent is reached by another channel now: nothing was sent yet."""
@@ -408,82 +447,3 @@ def _agent_error(error: grpc.aio.AioRpcError, *, node: NodeName) -> AgentError:
 
 def _key(mount_uid: str, place: Place) -> agent_pb2.MountKey:
     return agent_pb2.MountKey(mount_uid=mount_uid, pod_uid=place.target_uid)
-
-
-def _mount_grants(state: agent_pb2.MountState, *, node: NodeName) -> MountGrants:
-    place = Place(node=node, target_uid=PodUID(state.key.pod_uid))
-    return MountGrants(
-        mount_uid=state.key.mount_uid,
-        place=place,
-        phase=_phase(state.phase),
-        grants=tuple(_grant(state, shadow, place) for shadow in state.shadow_pods),
-    )
-
-
-def _phase(phase: int) -> GrantPhase:
-    """A phase that a newer agent may send and that we do not know promises nothing: waiting."""
-    return _PHASES.get(phase, GrantPhase.WAITING)
-
-
-def _grant(state: agent_pb2.MountState, shadow: agent_pb2.ShadowState, place: Place) -> Grant:
-    return Grant(
-        shadow_uid=PodUID(shadow.uid),
-        shadow_name=shadow.name,
-        place=place,
-        phase=_phase(shadow.phase),
-        devices=tuple(_device(device) for device in shadow.devices),
-        holders=tuple(_holder(holder) for holder in shadow.holders),
-        holders_total=shadow.holders_total,
-        concerns=tuple(Concern(reason=c.reason, message=c.message) for c in shadow.concerns),
-        repairs=shadow.repairs,
-        restarts=shadow.restarts,
-        lost=_lost(shadow),
-        container_id=ContainerID(state.container_id) if state.container_id else None,
-        granted_wall=state.granted_unix_ns / 1e9 if state.granted_unix_ns else None,
-        timings_ms={step: us / 1000 for step, us in sorted(state.timings_us.items())},
-    )
-
-
-def _lost(shadow: agent_pb2.ShadowState) -> Concern | None:
-    if not shadow.HasField("lost"):
-        return None
-    return Concern(reason=shadow.lost.reason, message=shadow.lost.message)
-
-
-def _device(device: agent_pb2.Device) -> Device:
-    nodes = tuple(
-        DeviceNode(path=n.path, type=n.type, major=n.major, minor=n.minor, access=n.access)
-        for n in device.nodes
-    )
-    return Device(
-        resource=device.resource,
-        id=device.id,
-        nodes=nodes,
-        mounts=tuple(device.mounts),
-        env_file=device.env_file,
-        health=device.health,
-    )
-
-
-def _facts(state: agent_pb2.ResourceState) -> ResourceFacts:
-    return ResourceFacts(
-        resource=state.resource,
-        serialised=state.serialised,
-        env_only=state.env_only,
-        refused=state.refused,
-        driver_missing=state.driver_missing,
-    )
-
-
-def _holder(holder: agent_pb2.Holder) -> Holder:
-    return Holder(
-        pid=holder.pid,
-        command=holder.command,
-        pod_uid=holder.pod_uid,
-        container_id=holder.container_id,
-        blocking=holder.blocking,
-        note=holder.note,
-        container=holder.container,
-        pod_name=holder.pod_name,
-        pod_namespace=holder.pod_namespace,
-    )

@@ -2,13 +2,18 @@
 """What the watches told us and what our own writes were answered, whichever is newer.
 
 Only what can change a decision wakes a key: a status that we wrote ourselves, a heartbeat of the
-kubelet or the echo of a write is taken in silently. Everything is found by the DeviceMount's UID,
-since a name can be another object's by now. Nothing is trusted before both LISTs are in.
+kubelet or the echo of a write is taken in silently. What is older than what is known is not taken
+in, and nothing from before its end brings back what a watch or a LIST has told as gone. Everything
+is found by the DeviceMount's UID, since a name can be another object's by now. Nothing is trusted
+before both LISTs are in.
 """
 
 import logging
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
@@ -16,10 +21,14 @@ from devicemount_operator import pods, shadow_pod
 from devicemount_operator.api.v1alpha1 import DeviceMount
 from devicemount_operator.cluster import ObjectKey
 from devicemount_operator.decide.observation import Place, PodUID
+from devicemount_operator.decide.proof import RELEASE
+from devicemount_operator.packing import Packed, version_of
 from devicemount_operator.reflector import Listed
 from devicemount_operator.transport import JsonObject
 
 log = logging.getLogger(__name__)
+
+REMEMBERED: Final = 4096  # of what is gone
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,91 +44,145 @@ class KnownMount:
         return ObjectKey(self.model.metadata.namespace, self.model.metadata.name)
 
 
+class _Gone:
+    """What is gone, and since which version; only the newest, since nothing comes very late."""
+
+    def __init__(self) -> None:
+        self._since: OrderedDict[str, int] = OrderedDict()
+
+    def is_past(self, uid: str, version: int) -> bool:
+        """Tell whether the object was so before it was gone."""
+        return version <= self._since.get(uid, -1)
+
+    def add(self, uid: str, *, version: int) -> None:
+        self._since[uid] = version
+        if len(self._since) > REMEMBERED:
+            self._since.popitem(last=False)
+
+
+@dataclass(frozen=True, slots=True)
+class _KeptMount:
+    """A DeviceMount, with what is asked of all of them at once."""
+
+    packed: Packed
+    seen: float
+    namespace: str
+    reason: str  # of Ready, else of Suspended; "": it says nothing yet
+
+
 class Mounts:
     """All DeviceMounts, by UID."""
 
     def __init__(self) -> None:
-        self._known: dict[str, KnownMount] = {}
+        self._known: dict[str, _KeptMount] = {}
+        self._gone = _Gone()
 
     def get(self, uid: str) -> KnownMount | None:
-        return self._known.get(uid)
+        """Return the object, parsed anew."""
+        kept = self._known.get(uid)
+        if kept is None:
+            return None
+        raw = kept.packed.raw
+        return KnownMount(raw, DeviceMount.model_validate(raw), kept.seen)
 
     def uids(self) -> tuple[str, ...]:
         return tuple(self._known)
+
+    def namespace_of(self, uid: str) -> str | None:
+        kept = self._known.get(uid)
+        return None if kept is None else kept.namespace
+
+    def reasons(self) -> Mapping[str, int]:
+        """Return how many say what, by the reason of Ready, else of Suspended; "": nothing yet."""
+        return Counter(kept.reason for kept in self._known.values())
 
     def put(self, raw: JsonObject, *, now: float) -> bool:
         """Take the object in unless it is older than what we have.
 
         Tell whether a decision may change.
         """
-        uid = raw["metadata"]["uid"]
-        before = self._known.get(uid)
-        if before is not None and _version(raw) <= _version(before.raw):
-            return False
-        if raw["metadata"].get("deletionTimestamp") and not raw["metadata"].get("finalizers"):
-            return self.drop(uid)  # what we took the last finalizer off, or the last sight of it
-        raw = {**raw, "metadata": {**raw["metadata"], "managedFields": None}}
-        try:
-            model = DeviceMount.model_validate(raw)
-        except ValidationError as error:  # written under a newer CRD: not ours to judge
-            log.error("cannot read a DeviceMount uid=%s error=%s", uid, str(error)[:500])
-            return False
-        self._known[uid] = KnownMount(raw, model, now if before is None else before.seen)
-        return before is None or _wanted(model) != _wanted(before.model)
+        uid, version = raw["metadata"]["uid"], version_of(raw)
+        return self._is_newer(uid, version) and self._take(raw, Packed.of(raw), now=now)
 
     def drop(self, uid: str) -> bool:
         """Take the object out; tell whether it was there."""
         return self._known.pop(uid, None) is not None
 
+    def gone(self, uid: str, *, version: int) -> None:
+        """Take out an object that a watch or a LIST of that version has told as gone."""
+        self._gone.add(uid, version=version)
+        self.drop(uid)
+
     def replace_all(self, listed: Listed, *, now: float) -> tuple[str, ...]:
         """Take a whole LIST in; returns the UIDs whose decision may change, of those gone too."""
-        raws = {raw["metadata"]["uid"]: raw for raw in listed.objects}
-        changed = [uid for uid, raw in raws.items() if self.put(raw, now=now)]
+        there = {packed.uid for packed in listed.objects}
+        changed = [
+            packed.uid
+            for packed in listed.objects
+            if self._is_newer(packed.uid, packed.version)
+            and self._take(packed.raw, packed, now=now)
+        ]
         gone = [
             uid
-            for uid, known in self._known.items()
-            if uid not in raws and _version(known.raw) <= int(listed.version)
+            for uid, kept in self._known.items()
+            if uid not in there and kept.packed.version <= int(listed.version)
         ]
         for uid in gone:
-            self.drop(uid)
+            self.gone(uid, version=int(listed.version))
         return (*changed, *gone)
+
+    def _is_newer(self, uid: str, version: int) -> bool:
+        before = self._known.get(uid)
+        known = -1 if before is None else before.packed.version
+        return version > known and not self._gone.is_past(uid, version)
+
+    def _take(self, raw: JsonObject, packed: Packed, *, now: float) -> bool:
+        meta, before = raw["metadata"], self._known.get(packed.uid)
+        if meta.get("deletionTimestamp") and not meta.get("finalizers"):
+            return self.drop(packed.uid)  # what we took the last finalizer off, or the last of it
+        try:
+            model = DeviceMount.model_validate(raw)
+        except ValidationError as error:  # written under a newer CRD: not ours to judge
+            log.error("cannot read a DeviceMount uid=%s error=%s", packed.uid, str(error)[:500])
+            return False
+        seen = now if before is None else before.seen
+        said, namespace = sys.intern(_reason(model)), sys.intern(model.metadata.namespace)
+        self._known[packed.uid] = _KeptMount(packed, seen, namespace, said)
+        if before is None:
+            return True
+        return _wanted(model) != _wanted(DeviceMount.model_validate(before.packed.raw))
+
+
+def _reason(model: DeviceMount) -> str:
+    said = {condition.type: condition.reason for condition in model.status.conditions}
+    return said.get("Ready") or said.get("Suspended") or ""
 
 
 def _wanted(model: DeviceMount) -> object:
     meta = model.metadata
-    return model.spec, meta.generation, meta.deletion_timestamp is not None, meta.finalizers
+    said = meta.annotations.get(RELEASE)
+    return model.spec, meta.generation, meta.deletion_timestamp is not None, meta.finalizers, said
 
 
-def _version(raw: JsonObject) -> int:
-    """Return an order among versions of one object.
-
-    ResourceVersions count up (Kubernetes says so since 1.35).
-    """
-    version = str(raw["metadata"]["resourceVersion"])
-    return int(version) if version.isdecimal() else 0
-
-
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class KnownShadow:
     """A shadow pod as the API server last showed it, and since when it is as it is."""
 
-    raw: JsonObject
+    packed: Packed
+    mount_uid: str  # that its label names
+    key: ObjectKey
+    place: Place
     seen: float  # monotonic
     hold_down_since: float | None  # monotonic; scheduled, and `hold` not running since then
 
     @property
     def uid(self) -> PodUID:
-        return PodUID(self.raw["metadata"]["uid"])
+        return PodUID(self.packed.uid)
 
     @property
-    def key(self) -> ObjectKey:
-        return ObjectKey(self.raw["metadata"]["namespace"], self.raw["metadata"]["name"])
-
-    @property
-    def place(self) -> Place:
-        return Place(
-            node=shadow_pod.node_of(self.raw), target_uid=shadow_pod.target_uid_of(self.raw)
-        )
+    def raw(self) -> JsonObject:
+        """Return the pod, parsed anew."""
+        return self.packed.raw
 
 
 @dataclass(slots=True)
@@ -128,6 +191,7 @@ class Shadows:
 
     _known: dict[str, dict[PodUID, KnownShadow]] = field(default_factory=dict)
     _deleted: set[PodUID] = field(default_factory=set)  # by us; the watch has not said so yet
+    _gone: _Gone = field(default_factory=_Gone)
 
     def of(self, mount_uid: str) -> tuple[KnownShadow, ...]:
         return tuple(self._known.get(mount_uid, {}).values())
@@ -141,45 +205,57 @@ class Shadows:
 
     def put(self, raw: JsonObject, *, now: float) -> str | None:
         """Take the pod in; returns the DeviceMount's UID if its decision may change."""
-        uid, mount_uid = PodUID(raw["metadata"]["uid"]), _mount_of(raw)
-        if uid in self._deleted or not mount_uid:
+        return self._put(Packed.of(raw), raw, now=now)
+
+    def gone(self, raw: JsonObject) -> str | None:
+        """Take the pod out; returns the DeviceMount's UID if we did not know that it went."""
+        return self._is_gone(PodUID(raw["metadata"]["uid"]), _mount_of(raw), version_of(raw))
+
+    def delete(self, shadow: KnownShadow) -> None:
+        """Note that we deleted the pod: what the watch still says of it is the past."""
+        self._deleted.add(shadow.uid)
+        self._take(shadow.mount_uid, shadow.uid)
+
+    def replace_all(self, listed: Listed, *, now: float) -> tuple[str, ...]:
+        """Take a whole LIST in; returns the UIDs of the DeviceMounts whose decision may change."""
+        there = {PodUID(packed.uid) for packed in listed.objects}
+        newest = {pod.uid: pod for siblings in self._known.values() for pod in siblings.values()}
+        changed = {
+            self._is_gone(uid, pod.mount_uid, int(listed.version))
+            for uid, pod in newest.items()
+            if uid not in there and pod.packed.version <= int(listed.version)
+        }
+        self._deleted &= there
+        for packed in listed.objects:
+            known = newest.get(PodUID(packed.uid))
+            if known is None or known.packed.version < packed.version:
+                changed.add(self._put(packed, packed.raw, now=now))
+        return tuple(uid for uid in changed if uid)
+
+    def _put(self, packed: Packed, raw: JsonObject, *, now: float) -> str | None:
+        uid, mount_uid = PodUID(packed.uid), _mount_of(raw)
+        if uid in self._deleted or self._gone.is_past(uid, packed.version) or not mount_uid:
             return None
         siblings = self._known.setdefault(mount_uid, {})
         before = siblings.get(uid)
-        if before is not None and _version(raw) <= _version(before.raw):
+        if before is not None and packed.version <= before.packed.version:
             return None
         since = None if before is None else before.hold_down_since
         siblings[uid] = KnownShadow(
-            raw,
+            packed,
+            mount_uid=mount_uid,
+            key=ObjectKey(sys.intern(raw["metadata"]["namespace"]), raw["metadata"]["name"]),
+            place=Place(node=shadow_pod.node_of(raw), target_uid=shadow_pod.target_uid_of(raw)),
             seen=now if before is None else before.seen,
             hold_down_since=(now if since is None else since) if pods.is_hold_down(raw) else None,
         )
         unchanged = before is not None and _matters(before.raw) == _matters(raw)
         return None if unchanged else mount_uid
 
-    def gone(self, raw: JsonObject) -> str | None:
-        """Take the pod out; returns the DeviceMount's UID if we did not know that it went."""
-        uid, mount_uid = PodUID(raw["metadata"]["uid"]), _mount_of(raw)
+    def _is_gone(self, uid: PodUID, mount_uid: str, version: int) -> str | None:
         self._deleted.discard(uid)
+        self._gone.add(uid, version=version)
         return mount_uid if self._take(mount_uid, uid) else None
-
-    def delete(self, shadow: KnownShadow) -> None:
-        """Note that we deleted the pod: what the watch still says of it is the past."""
-        self._deleted.add(shadow.uid)
-        self._take(_mount_of(shadow.raw), shadow.uid)
-
-    def replace_all(self, listed: Listed, *, now: float) -> tuple[str, ...]:
-        """Take a whole LIST in; returns the UIDs of the DeviceMounts whose decision may change."""
-        raws = {PodUID(raw["metadata"]["uid"]): raw for raw in listed.objects}
-        known = [pod for siblings in self._known.values() for pod in siblings.values()]
-        changed = {
-            self.gone(pod.raw)
-            for pod in known
-            if pod.uid not in raws and _version(pod.raw) <= int(listed.version)
-        }
-        self._deleted &= raws.keys()
-        changed |= {self.put(raw, now=now) for raw in raws.values()}
-        return tuple(uid for uid in changed if uid)
 
     def _take(self, mount_uid: str, uid: PodUID) -> bool:
         siblings = self._known.get(mount_uid, {})

@@ -11,8 +11,9 @@ precondition: a resourceVersion or a UID.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from devicemount_operator import errors, shadow_pod
+from devicemount_operator import errors, metrics, shadow_pod
 from devicemount_operator.api.v1alpha1 import API_VERSION, PLURAL
+from devicemount_operator.gate import Gate
 from devicemount_operator.reflector import Listed, Selection, list_pages
 from devicemount_operator.transport import MERGE_PATCH, JsonObject, Transport
 
@@ -32,11 +33,12 @@ class Cluster:
     """Typed verbs over one transport."""
 
     def __init__(
-        self, transport: Transport, *, timeout_s: float, may_write: Callable[[], bool]
+        self, transport: Transport, *, timeout_s: float, left_s: Callable[[], float]
     ) -> None:
         self._transport = transport
         self._timeout_s = timeout_s
-        self._may_write = may_write
+        self._left_s = left_s
+        self._gate = Gate()
 
     # DeviceMounts
 
@@ -54,6 +56,16 @@ class Cluster:
         Conflict unless the body's resourceVersion is the current one.
         """
         return await self._call("PUT", _mount(key), body)
+
+    async def delete_mount(self, key: ObjectKey, *, uid: str, version: str) -> JsonObject:
+        """Delete exactly that object as it was decided on; Conflict if it is not so any more."""
+        options = {
+            "apiVersion": "v1",
+            "kind": "DeleteOptions",
+            "propagationPolicy": "Background",
+            "preconditions": {"uid": uid, "resourceVersion": version},
+        }
+        return await self._call("DELETE", _mount(key), options)
 
     async def patch_status(
         self, key: ObjectKey, *, uid: str, status: Mapping[str, object]
@@ -92,6 +104,10 @@ class Cluster:
     async def get_priority_class(self, name: str) -> JsonObject:
         return await self._call("GET", f"/apis/scheduling.k8s.io/v1/priorityclasses/{name}")
 
+    async def list_limit_ranges(self, namespace: str) -> list[JsonObject]:
+        path = f"/api/v1/namespaces/{namespace}/limitranges"
+        return list((await self._call("GET", path)).get("items") or ())
+
     # Secrets, of the operator's own namespace
 
     async def get_secret(self, key: ObjectKey) -> JsonObject:
@@ -121,11 +137,24 @@ class Cluster:
         *,
         content_type: str = "application/json",
     ) -> JsonObject:
-        if method != "GET" and not self._may_write():
-            raise errors.LeaseLost(f"the Lease has run out: no {method} {path}")
-        return await self._transport.call(
-            method, path, body=body, content_type=content_type, timeout_s=self._timeout_s
-        )
+        timeout_s = self._timeout_s
+        if method != "GET":
+            timeout_s = min(timeout_s, self._left_s())  # of no use if it is carried out later
+            if timeout_s <= 0:
+                raise errors.LeaseLost(f"the Lease has run out: no {method} {path}")
+        self._gate.check()
+        try:
+            answer = await self._transport.call(
+                method, path, body=body, content_type=content_type, timeout_s=timeout_s
+            )
+        except errors.ApiError as error:
+            self._gate.failed(error)
+            raise
+        finally:
+            if method != "GET":
+                metrics.api_writes.add(verb=method.lower())
+        self._gate.answered()
+        return answer
 
 
 class Leases:

@@ -8,22 +8,26 @@ that a shadow pod names is looked at once. The first part that ends, ends all of
 
 import asyncio
 import logging
+import random
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from devicemount_operator import errors, shell
+from devicemount_operator import errors, metrics, shell
 from devicemount_operator.act import Actor
 from devicemount_operator.agent_pods import AgentPods
 from devicemount_operator.agents import Agents, Deadlines
 from devicemount_operator.caches import Mounts, Shadows
+from devicemount_operator.candidates import Candidates
 from devicemount_operator.certificates import Keeper, Mounted, Own, Source
 from devicemount_operator.cluster import Cluster, agent_pods, shadow_pods
 from devicemount_operator.election import Election, Epoch
 from devicemount_operator.facts import NodeFacts
+from devicemount_operator.hearing import Hearing
 from devicemount_operator.memory import Memories
 from devicemount_operator.observe import Observer
 from devicemount_operator.orphans import Orphans
+from devicemount_operator.packing import version_of
 from devicemount_operator.polling import Pace, Poller
 from devicemount_operator.queue import WorkQueue
 from devicemount_operator.reconciler import Reconciler
@@ -32,6 +36,7 @@ from devicemount_operator.reflector import Changed, Listed, Reflector, Selection
 from devicemount_operator.settings import Settings
 from devicemount_operator.transport import JsonObject, Transport, sleep_for
 from devicemount_operator.turns import Turns
+from devicemount_operator.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +49,7 @@ STALE_WATCH_S = 300.0  # four times what a silent stream is given before it is o
 class Health:
     """What the probes are answered with; a controller fills it in."""
 
+    election: Election
     controller: "Controller | None" = None
 
     def live(self) -> str:
@@ -51,9 +57,9 @@ class Health:
         return "" if self.controller is None else self.controller.stale()
 
     def ready(self) -> str:
-        """Say what is missing."""
+        """Say what is missing: to a standby, nothing, if it could take over."""
         if self.controller is None:
-            return "waiting for the Lease"
+            return self.election.amiss()
         return self.controller.amiss()
 
 
@@ -74,11 +80,14 @@ class Controller:
         self._settings = settings
         self._election = election
         self._cluster = Cluster(
-            transport, timeout_s=settings.request_timeout_s, may_write=election.still_leading
+            transport, timeout_s=settings.request_timeout_s, left_s=election.left_s
         )
         self._mounts = Mounts()
         self._shadows = Shadows()
         self._memories = Memories()
+        self._candidates = Candidates(reflector=self._reflector, wake=self._wake)
+        self._witness = Witness(reflector=self._reflector, wake=self._wake)
+        self._hearing = Hearing()
         self._stop = stop
         self._listed = {name: asyncio.Event() for name in ("shadow pods", "agents")}
         self._agents = Agents(
@@ -98,7 +107,7 @@ class Controller:
         self._agent_pods = AgentPods(self._agents)
         self._facts = NodeFacts(self._agents)
         self._queue: WorkQueue[str] = WorkQueue(
-            self._reconciler().reconcile, workers=settings.workers
+            self._reconciler().reconcile, workers=settings.workers, group_of=self._namespace_of
         )
         self._poller = Poller(
             agents=self._agents,
@@ -112,18 +121,38 @@ class Controller:
         }
 
     def stale(self) -> str:
-        """Say which watch has shown no sign of life for too long."""
+        """Say which watch has shown no sign of life for too long.
+
+        Not those of pods that selectors mean: what a tenant does with a namespace ends no process.
+        """
         now = time.monotonic()
         dead = [
             name
             for name, stream in self._streams.items()
             if now - stream.last_heard > STALE_WATCH_S
         ]
-        return f"no sign of life from the watch of {', '.join(dead)}" if dead else ""
+        if dead:
+            return f"no sign of life from the watch of {', '.join(dead)}"
+        missed = self._hearing.missed(now=now)
+        return f"the watch of DeviceMounts has not told of {missed} that changed" if missed else ""
 
     def amiss(self) -> str:
         """Say what keeps this from working as it should."""
         return self._certificates.amiss() if self.synced else "reading what exists"
+
+    def _show_figures(self) -> None:
+        """Let /metrics ask what only the leader knows."""
+        metrics.gauges(
+            "devicemount_mounts",
+            "DeviceMounts, by the reason of their condition Ready.",
+            "reason",
+            self._mounts.reasons,
+        )
+        metrics.gauge(
+            "devicemount_queue_depth",
+            "DeviceMounts that are due to be looked at.",
+            self._queue.depth,
+        )
 
     async def run(self) -> None:
         """Work until told to stop (returns) or until something essential ends (raises it)."""
@@ -134,8 +163,10 @@ class Controller:
             self._follow_agents(),
             self._follow_mounts(),
             self._poller.run(),
+            self._candidates.run(),
             self._resync(),
         )
+        self._show_figures()
         try:
             async with asyncio.TaskGroup() as parts:
                 tasks = [parts.create_task(part) for part in work]
@@ -144,6 +175,7 @@ class Controller:
                     task.cancel()
         finally:
             await self._queue.close()
+            await self._witness.close()
             await self._facts.close()
             await self._memories.close()
             await self._agents.close()
@@ -182,6 +214,8 @@ class Controller:
                 facts=self._facts,
                 turns=turns,
                 shadows=self._shadows,
+                candidates=self._candidates,
+                witness=self._witness,
                 settings=settings,
             ),
             actor=actor,
@@ -203,6 +237,10 @@ class Controller:
 
     def _again(self, mount_uid: str, delay_s: float) -> None:
         self._queue.add_after(mount_uid, delay_s=delay_s)
+
+    def _namespace_of(self, mount_uid: str) -> str:
+        """Return whose turn it is when that mount is looked at; "": of one that is gone."""
+        return self._mounts.namespace_of(mount_uid) or ""
 
     # Start
 
@@ -262,11 +300,15 @@ class Controller:
         await self._sync()
         await shell.watch(
             self._transport.access,
-            changed=self._mount_changed,
+            changed=self._mount_told,
             deleted=self._mount_deleted,
             stop=self._stop,
         )
         self._stop.set()
+
+    def _mount_told(self, raw: JsonObject) -> None:
+        self._hearing.told(raw)
+        self._mount_changed(raw)
 
     def _mount_changed(self, raw: JsonObject) -> None:
         if self._mounts.put(raw, now=time.monotonic()):
@@ -275,11 +317,15 @@ class Controller:
     def _mount_deleted(self, raw: JsonObject) -> None:
         """Look once more: without our finalizer it may have left a shadow pod behind."""
         uid = raw["metadata"]["uid"]
-        self._mounts.drop(uid)
+        self._hearing.gone(uid)
+        self._mounts.gone(uid, version=version_of(raw))
         self._wake(uid)
 
     async def _resync(self) -> None:
-        """List again what a watch that was cut too long may have lost: a deletion above all."""
+        """List again what a watch may have lost, a deletion above all, and look at every mount.
+
+        What has not changed has its turn at some time before the next LIST.
+        """
         while True:
             await asyncio.sleep(self._settings.resync_s)
             try:
@@ -287,8 +333,13 @@ class Controller:
             except errors.ApiError as error:
                 log.warning("could not list DeviceMounts again: %s", error)
                 continue
-            for uid in self._mounts.replace_all(listed, now=time.monotonic()):
+            now = time.monotonic()
+            self._hearing.compare(listed, now=now)
+            for uid in self._mounts.replace_all(listed, now=now):
                 self._wake(uid)
+            for uid in self._mounts.uids():
+                delay_s = random.uniform(0, self._settings.resync_s)  # noqa: S311 (no secret)
+                self._queue.add_after(uid, delay_s=delay_s)
 
     def _reflector(self, selection: Selection) -> Reflector:
         def failed(error: errors.ApiError) -> None:

@@ -28,6 +28,14 @@ class Unreachable(ApiError):
     """The API server did not answer, or with an error of its own (5xx)."""
 
 
+class WebhookUnavailable(Unreachable):
+    """A webhook that the request has to pass does not answer: nothing was written."""
+
+
+class NotConnected(Unreachable):
+    """There is no connection to it, or none any more: nobody gets an answer now."""
+
+
 class NotFound(ApiError):
     """The object that the request names does not exist."""
 
@@ -51,6 +59,10 @@ class Expired(ApiError):
     """The resourceVersion to watch from is too old: list again."""
 
 
+class TooLarge(ApiError):
+    """The answer is longer than is read: whoever lists asks for fewer objects at a time."""
+
+
 class Invalid(ApiError):
     """The API server's validation refuses the object."""
 
@@ -67,9 +79,17 @@ class ForbiddenBy(Enum):
     """Who refuses."""
 
     QUOTA = "quota"
+    LIMITS = "limits"  # a LimitRange: too small, too large, or too far between request and limit
+    PRIORITY_GONE = "priority gone"  # the class that is named does not exist any more
+    PRIORITY_DEFAULT = "priority default"  # where none is named, pods get another priority
+    ACCOUNT = "account"  # the namespace's default service account is not there (yet)
     POLICY = "policy"  # an admission policy, plug-in or webhook
     RBAC = "rbac"  # the operator's own rights
     NAMESPACE = "namespace"  # it is terminating: nothing can be created in it
+
+
+class RequestTaken(DeviceMountError):
+    """Somebody on its way in took the request for devices from a pod of ours."""
 
 
 class Forbidden(ApiError):

@@ -16,6 +16,7 @@ from typing import Final, TypeAlias
 
 from devicemount_operator.agents import AgentError, Agents
 from devicemount_operator.decide.observation import NodeName, ResourceFacts
+from devicemount_operator.queue import aside
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class NodeFacts:
         wanted = frozenset(resources)
         age_s = self._age_s(node, wanted)
         if age_s is None:
-            await asyncio.shield(self._flight(node, wanted))
+            await self._landing(node, wanted)
         elif age_s > FRESH_S:
             self._renew(node, wanted)
         return self._facts(node, wanted)
@@ -57,8 +58,12 @@ class NodeFacts:
         wanted = frozenset(resources)
         age_s = self._age_s(node, wanted)
         if age_s is None or age_s > FRESH_S:
-            await asyncio.shield(self._flight(node, wanted))
+            await self._landing(node, wanted)
         return self._facts(node, wanted)
+
+    async def _landing(self, node: NodeName, wanted: frozenset[str]) -> None:
+        async with aside():
+            await asyncio.shield(self._flight(node, wanted))
 
     async def close(self) -> None:
         """Give up what is being asked, or is to be."""

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain HTTP for the kubelet: /healthz says that the process works, /readyz that it has work to
-give.
+"""Plain HTTP: /healthz says that the process works, /readyz that it does its part, /metrics how
+much it does.
 
-Served from before the election, so that an operator that waits for the Lease is alive and not
-ready. That an answer comes at all is the event loop's heartbeat.
+Served from before the election: a standby that could take over is alive and ready, so that a
+rollout of several goes on. That an answer comes at all is the event loop's heartbeat.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from aiohttp import web
+
+from devicemount_agent_api.exposition import CONTENT_TYPE
+from devicemount_operator import metrics
 
 Check = Callable[[], str]  # what is wrong, or ""
 
@@ -20,6 +23,7 @@ async def serve(*, port: int, live: Check, ready: Check) -> AsyncIterator[int]:
     app = web.Application()
     app.router.add_get("/healthz", _answer(live))
     app.router.add_get("/readyz", _answer(ready))
+    app.router.add_get("/metrics", _figures)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     try:
@@ -28,6 +32,10 @@ async def serve(*, port: int, live: Check, ready: Check) -> AsyncIterator[int]:
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+async def _figures(_: web.Request) -> web.Response:
+    return web.Response(text=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 
 def _answer(check: Check) -> Callable[[web.Request], Awaitable[web.Response]]:

@@ -7,19 +7,28 @@ handled like a deletion: nothing is taken from a process that holds it.
 """
 
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from devicemount_operator import errors, shadow_pod
+from devicemount_operator import errors, pods, shadow_pod
 from devicemount_operator.act import Actor, Refused
 from devicemount_operator.agents import AgentError
 from devicemount_operator.api.v1alpha1 import DeviceMount
 from devicemount_operator.caches import KnownShadow, Shadows
 from devicemount_operator.cluster import Cluster, ObjectKey
-from devicemount_operator.decide.decision import DeleteShadowPod, Remove, RemovePolicy
-from devicemount_operator.decide.observation import Place
+from devicemount_operator.decide.decision import (
+    By,
+    DeleteShadowPod,
+    Discharge,
+    Proof,
+    Remove,
+    RemovePolicy,
+)
+from devicemount_operator.decide.observation import NodeName, Place
+from devicemount_operator.decide.proof import has_fallen_silent
 from devicemount_operator.memory import Memory
 from devicemount_operator.recorder import About, Recorder
 from devicemount_operator.transport import JsonObject
@@ -57,12 +66,12 @@ class Orphans:
             for shadow in filter(_is_ending, shadows):
                 uids = (shadow.uid,)
                 lost = Remove(place=shadow.place, policy=RemovePolicy.LOST, shadow_uids=uids)
-                await self._actor.remove(mount_uid, memory, lost)
-            for place, of_place in _by_place(shadows).items():
+                await self._remove(mount_uid, memory, lost)
+            for place, of_place in _by_place(s for s in shadows if not _is_let_go(s)).items():
                 await self._give_back(mount_uid, memory, place, of_place)
             for place in memory.places():
                 lost = Remove(place=place, policy=RemovePolicy.LOST, shadow_uids=())
-                await self._actor.remove(mount_uid, memory, lost)
+                await self._remove(mount_uid, memory, lost)
         except (AgentError, Refused, errors.ApiError) as error:
             log.warning("cannot release yet what is left of mount_uid=%s: %s", mount_uid, error)
             return False
@@ -80,12 +89,39 @@ class Orphans:
             self._found(raw)
         return bool(raw["metadata"]["uid"] != mount_uid)
 
+    async def _remove(self, mount_uid: str, memory: Memory, action: Remove) -> None:
+        """Have the agent take devices back; one that stays silent on a node that is gone for good
+        is not waited for. Raises AgentError, Refused."""
+        try:
+            await self._actor.remove(mount_uid, memory, action)
+        except AgentError:
+            node = action.place.node
+            silence = memory.unanswered.get(node)
+            if not has_fallen_silent(silence, now=time.monotonic()):
+                raise
+            if not await self._is_node_gone(node):
+                raise
+            text = f"node {node} is gone for good, and its agent does not answer"
+            discharge = Discharge(
+                place=action.place,
+                shadow_uids=action.shadow_uids,
+                proof=Proof(By.NODE, text),
+                devices=(),
+            )
+            self._actor.discharge(mount_uid, memory, discharge)
+
+    async def _is_node_gone(self, name: NodeName) -> bool:
+        try:
+            return pods.to_node(await self._cluster.get_node(name)).is_out_of_service
+        except errors.NotFound:
+            return True
+
     async def _give_back(
         self, mount_uid: str, memory: Memory, place: Place, shadows: list[KnownShadow]
     ) -> None:
         uids = tuple(shadow.uid for shadow in shadows)
         wait = Remove(place=place, policy=RemovePolicy.WAIT, shadow_uids=uids)
-        await self._actor.remove(mount_uid, memory, wait)
+        await self._remove(mount_uid, memory, wait)
         for shadow in shadows:
             name = shadow.key.name
             await self._actor.delete_shadow_pod(
@@ -111,6 +147,12 @@ def _is_ending(shadow: KnownShadow) -> bool:
     """Say whether the kubelet gives the device away soon, so that nobody is waited for."""
     phase = (shadow.raw.get("status") or {}).get("phase")
     return "deletionTimestamp" in shadow.raw["metadata"] or phase in ("Failed", "Succeeded")
+
+
+def _is_let_go(shadow: KnownShadow) -> bool:
+    """Say whether it is deleted with grace 0: only somebody's finalizer keeps the object."""
+    meta = shadow.raw["metadata"]
+    return "deletionTimestamp" in meta and meta.get("deletionGracePeriodSeconds") == 0
 
 
 def _by_place(shadows: Iterable[KnownShadow]) -> dict[Place, list[KnownShadow]]:

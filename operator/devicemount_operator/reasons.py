@@ -19,6 +19,7 @@ class Reason(Enum):
 
     MOUNTED = "Mounted"
     SUSPENDED = "Suspended"
+    EXPIRED = "Expired"
     RESERVING = "Reserving"
     GRAFTING = "Grafting"
     TARGET_NOT_FOUND = "TargetNotFound"
@@ -33,6 +34,8 @@ class Reason(Enum):
     NODE_NOT_ENABLED = "NodeNotEnabled"
     AGENT_UNAVAILABLE = "AgentUnavailable"
     API_UNAVAILABLE = "ApiUnavailable"
+    WEBHOOK_UNAVAILABLE = "WebhookUnavailable"
+    NODE_DRAINING = "NodeDraining"
     NAMESPACE_TERMINATING = "NamespaceTerminating"
     SHADOW_NOT_RUNNING = "ShadowNotRunning"
     ALLOCATION_UNKNOWN = "AllocationUnknown"
@@ -40,6 +43,7 @@ class Reason(Enum):
     RESERVATION_LOST = "ReservationLost"
     STALE_REQUEST = "StaleRequest"
     STILL_RESERVED = "StillReserved"
+    SHRINK_NOT_POSSIBLE = "ShrinkNotPossible"
     CONTAINER_NOT_FOUND = "ContainerNotFound"
     CONTAINER_AMBIGUOUS = "ContainerAmbiguous"
     NOT_ALLOWED = "NotAllowed"
@@ -117,6 +121,12 @@ TABLE: Final[dict[Reason, Entry]] = {
         "spec.suspend is true: the devices are given back, the object stays.",
         "Set spec.suspend to false to mount again.",
     ),
+    Reason.EXPIRED: Entry(
+        Kind.SUSPENDED,
+        "The time of spec.lifetime.expireAfter is over: the devices are given back, the object "
+        "stays.",
+        "Edit spec.lifetime to mount again: the time begins anew.",
+    ),
     Reason.RESERVING: _waiting(
         "The shadow pod waits for scheduler and kubelet.", "It goes on by itself."
     ),
@@ -124,15 +134,15 @@ TABLE: Final[dict[Reason, Entry]] = {
         "The devices are reserved and are being put into the container.", "It goes on by itself."
     ),
     Reason.TARGET_NOT_FOUND: _waiting(
-        "The target pod does not exist.",
-        "It mounts as soon as a pod of that name runs; if the name is wrong, " + _ANOTHER + ".",
+        "The target pod does not exist, or no pod matches the selector.",
+        "It mounts as soon as there is one and it runs; if spec.target is wrong, change it.",
     ),
     Reason.TARGET_NOT_RUNNING: _waiting(
         "The target pod or its container does not run.", "It mounts as soon as the container runs."
     ),
     Reason.TARGET_FINISHED: _waiting(
         "The target container has ended for good; its devices are given back.",
-        "It mounts again when a new pod of that name runs; else delete this DeviceMount.",
+        "It mounts again when a new pod takes its place; else delete this DeviceMount.",
     ),
     Reason.CONTAINER_MISMATCH: _waiting(
         "Container runtime, kernel and API disagree about the target container.",
@@ -145,9 +155,8 @@ TABLE: Final[dict[Reason, Entry]] = {
     ),
     Reason.RESOURCE_UNKNOWN: _waiting(
         "The target's node does not offer the resource at all.",
-        "It mounts when a device plugin on that node registers it; if the name is wrong, "
-        + _ANOTHER
-        + ".",
+        "It mounts when a device plugin on that node registers it; if the name is wrong, change "
+        "spec.resources.",
         RESERVATION,
     ),
     Reason.UNSCHEDULABLE: _waiting(
@@ -176,7 +185,20 @@ TABLE: Final[dict[Reason, Entry]] = {
         "It goes on when the agent answers: see the pods of DaemonSet devicemount-agent.",
     ),
     Reason.API_UNAVAILABLE: _waiting(
-        "The API server, or a webhook behind it, failed.", "It is tried again.", RESERVATION
+        "The API server failed, or did not answer in time: a slow webhook looks the same.",
+        "It is tried again.",
+        RESERVATION,
+    ),
+    Reason.WEBHOOK_UNAVAILABLE: _waiting(
+        "What a shadow pod has to pass on its way in is not there: a webhook does not answer, or "
+        "the namespace's default service account does not exist (yet).",
+        "It mounts when that is there; the message names it.",
+        RESERVATION,
+    ),
+    Reason.NODE_DRAINING: _waiting(
+        "The reservation was taken away, and the target's node is cordoned or about to go: nothing "
+        "is reserved there anew.",
+        "It ends when the target pod leaves the node, or the node is uncordoned.",
     ),
     Reason.NAMESPACE_TERMINATING: _waiting(
         "The namespace is being deleted; nothing can be created in it.",
@@ -210,15 +232,20 @@ TABLE: Final[dict[Reason, Entry]] = {
     Reason.STILL_RESERVED: _waiting(
         "The agent still has a device granted for an earlier shadow pod.", "It is tried again."
     ),
+    Reason.SHRINK_NOT_POSSIBLE: _permanent(
+        "Fewer devices are wanted than are mounted, and no whole shadow pods add up to the "
+        "difference: nothing is taken away.",
+        "Set spec.resources to what whole shadow pods make up; one DeviceMount per device gives "
+        "devices back one by one.",
+    ),
     Reason.CONTAINER_NOT_FOUND: _permanent(
         "The target pod has no container of that name.",
-        "Name one of them in spec.target.container: " + _ANOTHER + ".",
+        "Name one of them in spec.target.container.",
     ),
     Reason.CONTAINER_AMBIGUOUS: _permanent(
         "The target pod has several containers and none is named.",
-        "Name one of them in spec.target.container: "
-        + _ANOTHER
-        + "; or set the pod's annotation kubectl.kubernetes.io/default-container.",
+        "Name one of them in spec.target.container, or set the pod's annotation "
+        "kubectl.kubernetes.io/default-container.",
     ),
     Reason.NOT_ALLOWED: _permanent(
         "A policy refuses the shadow pod, or the node agent the request.",
@@ -233,7 +260,7 @@ TABLE: Final[dict[Reason, Entry]] = {
     Reason.UNSUPPORTED_RESOURCE: _permanent(
         "The node's profile refuses the resource by name: it cannot be given to a running "
         "container (yet).",
-        "Ask for another resource: " + _ANOTHER + ".",
+        "Ask for another resource in spec.resources.",
     ),
     Reason.ENV_FILE_NEEDED: _permanent(
         "Only environment variables limit or set up the device, and a running process cannot be "
@@ -244,7 +271,7 @@ TABLE: Final[dict[Reason, Entry]] = {
     Reason.ALLOCATED_BY_DRA: _permanent(
         "A driver for dynamic resource allocation serves the resource, not a device plugin: such "
         "devices cannot be mounted (yet).",
-        "Ask for a resource that a device plugin serves: " + _ANOTHER + ".",
+        "Ask for a resource that a device plugin serves.",
     ),
     Reason.PATH_CONFLICT: _permanent(
         "Something else stands in the container where the device's file belongs.",

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 REMEMBERED = 4096  # facts; the oldest are forgotten, and told as a new Event if they come again
 REPEATS_FOR_S = 600.0  # later than this a repetition is a new Event
 MESSAGE_CHARACTERS = 1024  # the API server's limit
+NAME_CHARACTERS = 253  # so is this: of an Event's name, which begins with the object's
 COMPONENT = "devicemount-operator"
 
 
@@ -62,9 +63,14 @@ class Recorder:
             if told is not None and self._clock() - told.at < REPEATS_FOR_S:
                 await self._repeat(told)
                 return
-            key = ObjectKey(about.namespace, f"{about.name}.{time.time_ns():x}")
+            key = ObjectKey(about.namespace, _name_for(about))
             self._remember(fact, _Told(key, self._clock()))
             await self._cluster.create_event(about.namespace, self._body(about, key, kind, fact))
+        except errors.Forbidden as error:
+            self._told.pop(fact, None)
+            ends = error.by is errors.ForbiddenBy.NAMESPACE  # and its Events with it
+            level = logging.DEBUG if ends else logging.WARNING
+            log.log(level, "could not write an Event reason=%s error=%s", reason, error)
         except errors.ApiError as error:
             self._told.pop(fact, None)
             log.warning("could not write an Event reason=%s error=%s", reason, error)
@@ -106,6 +112,12 @@ class Recorder:
             "lastTimestamp": now,
             "count": 1,
         }
+
+
+def _name_for(about: About) -> str:
+    """Return the name of a new Event; an object's name may be as long as an Event's."""
+    mark = f".{time.time_ns():x}"
+    return about.name[: NAME_CHARACTERS - len(mark)].rstrip("-.") + mark
 
 
 def _now() -> str:

@@ -12,17 +12,21 @@ import time
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
+from enum import Enum
 from urllib.parse import urlencode
 
 from devicemount_operator import errors
-from devicemount_operator.transport import JsonObject, Transport, sleep_for
+from devicemount_operator.packing import Packed
+from devicemount_operator.transport import JSON, JsonObject, Transport, sleep_for
 
 SILENCE_S = 70.0  # bookmarks come every 60 s
 STREAM_S = 600  # the server ends each stream after this long; going on costs one request
+RELIST_S = 600.0  # a stream that ends later is followed by a LIST: it may have lost an event
 FIRST_PAUSE_S = 0.1  # before listing again, doubled with each failure in a row
 LAST_PAUSE_S = 5.0
 MAX_DOUBLINGS = 10
 CHUNK = 500  # objects a page of a LIST
+FEWER = 8  # times, where a page is too large
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,7 @@ class Listed:
     Older knowledge that is not among it is gone.
     """
 
-    objects: tuple[JsonObject, ...]
+    objects: tuple[Packed, ...]
     version: str
 
 
@@ -44,12 +48,34 @@ class Changed:
     deleted: bool
 
 
+class Content(Enum):
+    """How much of each object is wanted: what to accept of a LIST, and of a WATCH."""
+
+    WHOLE = (JSON, JSON)
+    METADATA = (
+        f"{JSON};as=PartialObjectMetadataList;g=meta.k8s.io;v=v1",
+        f"{JSON};as=PartialObjectMetadata;g=meta.k8s.io;v=v1",
+    )
+
+
+def _whole(raw: JsonObject) -> JsonObject:
+    return raw
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """What to reflect: a collection's path and a label selector."""
+    """What to reflect: a collection's path, and which of its objects."""
 
     path: str
     label_selector: str
+    field_selector: str = ""
+    content: Content = Content.WHOLE
+    kept: Callable[[JsonObject], JsonObject] = _whole  # what of a listed object
+
+    @property
+    def query(self) -> dict[str, str]:
+        fields = {"fieldSelector": self.field_selector} if self.field_selector else {}
+        return {"labelSelector": self.label_selector, **fields}
 
 
 class Reflector:
@@ -93,15 +119,20 @@ class Reflector:
                 await sleep_for(error, otherwise_s=pause_s)
 
     async def _watch(self, version: str) -> AsyncGenerator[Changed, None]:
-        """Go on from stream to stream while the server still knows the version. Raises ApiError."""
-        while True:
+        """Go on from stream to stream while the server still knows the version, and for a while.
+
+        Raises ApiError.
+        """
+        until = time.monotonic() + RELIST_S
+        while time.monotonic() < until:
             query: Mapping[str, str] = {
-                "labelSelector": self._selection.label_selector,
+                **self._selection.query,
                 "resourceVersion": version,
                 "timeoutSeconds": str(STREAM_S),
             }
+            _, accept = self._selection.content.value
             stream = self._transport.watch(
-                self._selection.path, query=query, silence_s=self._silence_s
+                self._selection.path, query=query, silence_s=self._silence_s, accept=accept
             )
             async with aclosing(stream) as events:
                 async for event in events:
@@ -115,13 +146,23 @@ class Reflector:
 
 
 async def list_pages(transport: Transport, selection: Selection, *, timeout_s: float) -> Listed:
-    """Return all objects. Raises ApiError (Expired: a page came too late)."""
-    objects: list[JsonObject] = []
-    query = {"labelSelector": selection.label_selector, "limit": str(CHUNK)}
+    """Return all objects, fewer at a time where they are large.
+
+    Raises ApiError (Expired: a page came too late).
+    """
+    objects: list[Packed] = []
+    query, limit = selection.query, CHUNK
+    accept, _ = selection.content.value
     while True:
-        path = f"{selection.path}?{urlencode(query)}"
-        page = await transport.call("GET", path, timeout_s=timeout_s)
-        objects += page.get("items") or []
+        path = f"{selection.path}?{urlencode({**query, 'limit': str(limit)})}"
+        try:
+            page = await transport.call("GET", path, timeout_s=timeout_s, accept=accept)
+        except errors.TooLarge:
+            if limit == 1:
+                raise
+            limit = max(1, limit // FEWER)
+            continue
+        objects += (Packed.of(selection.kept(raw)) for raw in page.get("items") or ())
         if not (proceed := page["metadata"].get("continue")):
             return Listed(tuple(objects), page["metadata"]["resourceVersion"])
         query["continue"] = proceed

@@ -45,7 +45,7 @@ class Settings:
     agent_port: int = 9443
 
     workers: int = (
-        64  # passes at once; a pass is some requests, so this bounds what the API server gets
+        16  # passes at once; a pass is some requests, so this bounds what the API server gets
     )
     target_poll_s: float = 2.0  # a target pod that is waited for is asked for this often
     agent_poll_s: float = 1.0  # `List` of every node that has mounts, while its stream is cut
@@ -68,6 +68,9 @@ class Settings:
     lease_duration_s: float = 15.0
     lease_renew_deadline_s: float = 10.0
     lease_retry_s: float = 2.0
+    lease_watch_s: float = (
+        1.0  # a standby looks this often: a Lease that is given back is missed no longer
+    )
 
 
 def from_environment(environ: Mapping[str, str] = os.environ) -> Settings:

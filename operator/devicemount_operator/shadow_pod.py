@@ -8,9 +8,14 @@ Flux would adopt or prune it. Its only process is the fence (`hold`): a deletion
 the device allocated until the agent has revoked.
 """
 
+import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final
 
+from pydantic import PositiveInt, TypeAdapter, ValidationError
+
+from devicemount_operator import sizes
 from devicemount_operator.api.v1alpha1 import API_VERSION, KIND, DeviceMount, Reservation
 from devicemount_operator.decide.observation import (
     NodeName,
@@ -19,8 +24,11 @@ from devicemount_operator.decide.observation import (
     TargetPod,
     Toleration,
 )
+from devicemount_operator.sizes import Sizes
 
 Json = Mapping[str, Any]
+
+_COUNTS: Final = TypeAdapter(dict[str, PositiveInt])
 
 CONTAINER: Final = "hold"
 COMMAND: Final = ("/hold",)
@@ -29,12 +37,7 @@ MAX_ORDINALS: Final = 64
 LABEL: Final = "devicemount.io/shadow"
 MOUNT_ANNOTATION: Final = "devicemount.io/mount"
 TARGET_ANNOTATION: Final = "devicemount.io/target-uid"
-
-# Burstable: next to nothing is reserved on a full node, yet the runtime can start the container in
-# time. A limit below 100m throttles that start to a second and more; the memory is the runtime's
-# init at that moment.
-_REQUESTS: Final = {"cpu": "1m", "memory": "32Mi"}
-_LIMITS: Final = {"cpu": "200m", "memory": "32Mi"}
+RESOURCES_ANNOTATION: Final = "devicemount.io/resources"  # what we asked for; webhooks may add more
 
 
 def name(mount: DeviceMount, *, target_uid: PodUID, ordinal: int) -> str:
@@ -47,11 +50,16 @@ def build(
     *,
     target: TargetPod,
     ordinal: int,
+    resources: Mapping[str, int],
     image: str,
     pull_secret: str = "",
     priority_class: PriorityClass | None = None,
+    has: Sizes = sizes.DEFAULT,
 ) -> dict[str, Any]:
-    """Return the pod to post. The target has a node; the class is the one that the mount names."""
+    """Return the pod to post, for these of the mount's resources.
+
+    The target has a node; the class is the one that the mount names.
+    """
     if target.node is None:
         raise ValueError(f"target pod {target.name} has no node")
     return {
@@ -69,6 +77,7 @@ def build(
                 **mount.spec.reservation.annotations,
                 MOUNT_ANNOTATION: mount.metadata.name,
                 TARGET_ANNOTATION: target.uid,
+                RESOURCES_ANNOTATION: json.dumps(dict(resources), sort_keys=True),
                 "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
             },
             "ownerReferences": _owners(mount, target),
@@ -85,11 +94,9 @@ def build(
             **({"imagePullSecrets": [{"name": pull_secret}]} if pull_secret else {}),
             "securityContext": {
                 "runAsNonRoot": True,
-                "runAsUser": 65534,
-                "runAsGroup": 65534,
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_hold(mount, image)],
+            "containers": [_hold(resources, image, has)],
         },
     }
 
@@ -144,10 +151,31 @@ def target_uid_of(pod: Json) -> PodUID:
     return PodUID((pod["metadata"].get("annotations") or {}).get(TARGET_ANNOTATION) or "")
 
 
+def target_name_of(pod: Json) -> str:
+    """Return the name of the target pod that a shadow pod was made for, from its owners; "" if
+    garbage collection has taken it off."""
+    owners = pod["metadata"].get("ownerReferences") or ()
+    return next((str(owner["name"]) for owner in owners if owner.get("kind") == "Pod"), "")
+
+
 def resources_of(pod: Json) -> frozenset[str]:
     """Return the extended resources that a shadow pod asks for."""
     limits = (_hold_of(pod).get("resources") or {}).get("limits") or {}
     return frozenset(resource for resource in limits if "/" in resource)
+
+
+def counts_of(pod: Json) -> Mapping[str, int]:
+    """Return how many devices of which extended resource we asked for by a shadow pod."""
+    said = (pod["metadata"].get("annotations") or {}).get(RESOURCES_ANNOTATION, "")
+    with suppress(ValidationError):
+        return _COUNTS.validate_json(said)
+    return requests_of(pod)  # of an earlier version
+
+
+def requests_of(pod: Json) -> Mapping[str, int]:
+    """Return how many devices of which extended resource a shadow pod asks for now."""
+    limits = (_hold_of(pod).get("resources") or {}).get("limits") or {}
+    return {name: int(n) for name, n in limits.items() if "/" in name and str(n).isdecimal()}
 
 
 def ordinal_of(pod_name: str) -> int | None:
@@ -166,7 +194,7 @@ def _owners(mount: DeviceMount, target: TargetPod) -> list[dict[str, Any]]:
             "uid": mount.metadata.uid,
             "controller": True,
         },
-        {"apiVersion": "v1", "kind": "Pod", "name": target.name, "uid": target.uid},
+        {"apiVersion": "v1", "kind": "Pod", "name": target.name, "uid": target.api_uid},
     ]
 
 
@@ -233,14 +261,17 @@ def _priority(target: TargetPod, named: PriorityClass | None) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if value is not None}
 
 
-def _hold(mount: DeviceMount, image: str) -> dict[str, Any]:
-    devices = {resource: str(count) for resource, count in mount.spec.resources.limits.items()}
+def _hold(resources: Mapping[str, int], image: str, has: Sizes) -> dict[str, Any]:
+    devices = {resource: str(count) for resource, count in resources.items()}
     return {
         "name": CONTAINER,
         "image": image,
         "imagePullPolicy": "IfNotPresent",
         "command": list(COMMAND),
-        "resources": {"requests": {**_REQUESTS, **devices}, "limits": {**_LIMITS, **devices}},
+        "resources": {
+            "requests": {**has.requests, **devices},
+            "limits": {**has.limits, **devices},
+        },
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,

@@ -9,6 +9,7 @@ off whatever finalizer bears its configured name, so that name is one that nobod
 
 import asyncio
 import dataclasses
+import gc
 import logging
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -17,9 +18,11 @@ from typing import Any
 import kopf
 
 from devicemount_operator.api.v1alpha1 import GROUP, PLURAL, VERSION
+from devicemount_operator.reflector import SILENCE_S
 from devicemount_operator.transport import Access, JsonObject
 
 UNUSED_FINALIZER = "devicemount.io/kopf-unused"
+KOPF_IDLE_S = 0.1  # one task an object, which has nothing to wait for: ten thousand at the start
 CREDENTIALS_FOR = timedelta(minutes=10)  # the kubelet renews a token long before it expires
 
 
@@ -35,8 +38,15 @@ async def watch(
     Its tasks and no others are ended here: `kopf.operator` would cancel every task of the loop.
     """
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)  # else a line for each event
+    handlers = _registry(access, changed=changed, deleted=deleted)
+    await _run(handlers, stop=stop)
+    gc.collect()  # kopf leaves generators behind, which a loop that ends closes in the wrong order
+    await asyncio.sleep(0)
+
+
+async def _run(handlers: kopf.OperatorRegistry, *, stop: asyncio.Event) -> None:
     tasks = await kopf.spawn_tasks(
-        registry=_registry(access, changed=changed, deleted=deleted),
+        registry=handlers,
         settings=_settings(),
         standalone=True,
         clusterwide=True,
@@ -78,8 +88,10 @@ def _settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.persistence.finalizer = UNUSED_FINALIZER
+    chosen.queueing.idle_timeout = KOPF_IDLE_S
     chosen.watching.chunk_size = 500
     chosen.watching.server_timeout = 600
+    chosen.watching.inactivity_timeout = SILENCE_S
     chosen.networking.request_timeout = 30
     chosen.networking.connect_timeout = 10
     chosen.networking.enforce_retry_after = True

@@ -11,6 +11,7 @@ and not by the number alone.
 import asyncio
 import json
 import os
+import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,18 @@ IDLE_CONNECTION_S = (
     75.0  # below the API server's 90 s: a connection is never reused while it is being closed
 )
 CONNECT_TIMEOUT_S = 5.0
-DEFAULT_RETRY_AFTER_S = 1.0  # 429 without the header
+MAX_ANSWER_BYTES = 16 << 20  # five hundred ordinary objects are 3 MiB, one may be as large
+MIN_RETRY_AFTER_S = 0.1
+DEFAULT_RETRY_AFTER_S = 1.0  # 429 without the header, or with what is no number of seconds
+
+# What the API server's own admission says (1.30 to 1.37), in its plug-ins' words.
+_SENTENCES = (
+    (re.compile("exceeded quota|failed quota"), ForbiddenBy.QUOTA),
+    (re.compile("usage per (Container|Pod) is |limit to request ratio per "), ForbiddenBy.LIMITS),
+    (re.compile("no PriorityClass with name .* was found"), ForbiddenBy.PRIORITY_GONE),
+    (re.compile("priority admission controller computed"), ForbiddenBy.PRIORITY_DEFAULT),
+    (re.compile("error looking up service account"), ForbiddenBy.ACCOUNT),
+)
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -38,6 +50,11 @@ MERGE_PATCH = "application/merge-patch+json"
 
 class _WarmRestClient(rest.RESTClientObject):
     """Keeps idle connections: a handshake costs more than the request behind it."""
+
+    def _create_pool_manager(self) -> aiohttp.ClientSession:
+        """Connect to the API server itself: the library would obey HTTPS_PROXY, which means the way
+        out of the cluster."""
+        return aiohttp.ClientSession(connector=self._create_connector(), trust_env=False)
 
     def _create_connector(self) -> aiohttp.TCPConnector:
         return aiohttp.TCPConnector(
@@ -108,6 +125,7 @@ class Transport:
         timeout_s: float,
         body: JsonObject | None = None,
         content_type: str = JSON,
+        accept: str = JSON,
     ) -> JsonObject:
         """Return the answer's object.
 
@@ -117,7 +135,12 @@ class Transport:
         while True:
             try:
                 return await self._call(
-                    method, path, timeout_s=timeout_s, body=body, content_type=content_type
+                    method,
+                    path,
+                    timeout_s=timeout_s,
+                    body=body,
+                    content_type=content_type,
+                    accept=accept,
                 )
             except errors.TooManyRequests as error:
                 if time.monotonic() + error.retry_after_s > deadline:
@@ -132,22 +155,29 @@ class Transport:
         timeout_s: float,
         body: JsonObject | None,
         content_type: str,
+        accept: str,
     ) -> JsonObject:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         try:
             answer = await self._request(
-                method, path, timeout=timeout, body=body, content_type=content_type
+                method,
+                path,
+                timeout=timeout,
+                body=body,
+                content_type=content_type,
+                accept=accept,
             )
-            text = await answer.read()
+            text = await _read(answer)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise errors.Unreachable(f"{method} {path}: {error or type(error).__name__}") from error
+            kind = errors.NotConnected if _is_cut(error) else errors.Unreachable
+            raise kind(f"{method} {path}: {error or type(error).__name__}") from error
         if answer.status >= 300:  # noqa: PLR2004
             raise api_error(answer.status, _status_object(text), answer.headers)
         parsed: JsonObject = json.loads(text)
         return parsed
 
     async def watch(
-        self, path: str, *, query: Mapping[str, str], silence_s: float
+        self, path: str, *, query: Mapping[str, str], silence_s: float, accept: str = JSON
     ) -> AsyncGenerator[JsonObject, None]:
         """Yield the events of one watch request until the server ends it.
 
@@ -158,7 +188,7 @@ class Transport:
         )
         target = f"{path}?{urlencode({**query, 'watch': 'true', 'allowWatchBookmarks': 'true'})}"
         try:
-            answer = await self._request("GET", target, timeout=timeout)
+            answer = await self._request("GET", target, timeout=timeout, accept=accept)
             if answer.status >= 300:  # noqa: PLR2004
                 raise api_error(answer.status, _status_object(await answer.read()), answer.headers)
             try:
@@ -177,8 +207,13 @@ class Transport:
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 (for the pool, per request)
         body: JsonObject | None = None,
         content_type: str = JSON,
+        accept: str = JSON,
     ) -> aiohttp.ClientResponse:
-        headers = {"Content-Type": content_type, "User-Agent": "devicemount-operator"}
+        headers = {
+            "Content-Type": content_type,
+            "Accept": accept,
+            "User-Agent": "devicemount-operator",
+        }
         token = await self._configuration.get_api_key_with_prefix("BearerToken")
         if token:
             headers["Authorization"] = token
@@ -191,6 +226,27 @@ class Transport:
         )
         response: aiohttp.ClientResponse = answer.response
         return response
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    """Return the body. Raises TooLarge before it takes more memory than there is: what tenants put
+    into their objects is bounded for each, and not for a page of them."""
+    parts: list[bytes] = []
+    length = 0
+    async for chunk in answer.content.iter_any():
+        parts.append(chunk)
+        length += len(chunk)
+        if length > MAX_ANSWER_BYTES:
+            answer.close()
+            raise errors.TooLarge(f"{answer.method} {answer.url.path}: more than {length} bytes")
+    return b"".join(parts)
+
+
+def _is_cut(error: Exception) -> bool:
+    """Tell a connection that cannot be had from an answer that does not come."""
+    if isinstance(error, TimeoutError):
+        return isinstance(error, aiohttp.ConnectionTimeoutError)
+    return isinstance(error, (aiohttp.ClientConnectionError, OSError))
 
 
 async def _lines(chunks: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
@@ -239,6 +295,8 @@ def api_error(code: int, status: JsonObject, headers: Mapping[str, str]) -> ApiE
         return errors.TooManyRequests(message, status=code, retry_after_s=wait_s)
     if code in (400, 403, 422) and (by := _forbidden_by(status, message)):
         return errors.Forbidden(message, status=code, by=by)
+    if code >= 500 and "failed calling webhook" in message:  # noqa: PLR2004
+        return errors.WebhookUnavailable(message, status=code)
     return _kind(code, status, reason)(message, status=code)
 
 
@@ -266,8 +324,9 @@ def _forbidden_by(status: JsonObject, message: str) -> ForbiddenBy | None:
     causes = {cause.get("reason") for cause in (status.get("details") or {}).get("causes") or ()}
     if "NamespaceTerminating" in causes:
         return ForbiddenBy.NAMESPACE
-    if "exceeded quota" in message or "failed quota" in message:
-        return ForbiddenBy.QUOTA
+    for sentence, by in _SENTENCES:
+        if sentence.search(message):
+            return by
     if " cannot " in message and ' resource "' in message and "User " in message:
         return ForbiddenBy.RBAC
     if status.get("reason") == "Forbidden" or "is forbidden: " in message or " denied " in message:
@@ -276,10 +335,9 @@ def _forbidden_by(status: JsonObject, message: str) -> ForbiddenBy | None:
 
 
 def _retry_after_s(headers: Mapping[str, str]) -> float:
-    try:
-        return float(headers.get("Retry-After", ""))
-    except ValueError:
-        return DEFAULT_RETRY_AFTER_S
+    """Return the pause that is asked for; "0" is no leave to try without end."""
+    asked = headers.get("Retry-After", "")
+    return max(float(asked), MIN_RETRY_AFTER_S) if asked.isdecimal() else DEFAULT_RETRY_AFTER_S
 
 
 async def sleep_for(error: ApiError, *, otherwise_s: float) -> None:

@@ -13,11 +13,12 @@ oldest DeviceMount.
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from devicemount_operator import pods, shadow_pod
 from devicemount_operator.caches import Shadows
 from devicemount_operator.decide.observation import NodeName, PodUID, Turn
+from devicemount_operator.decide.split import NAMED, PartKey
 from devicemount_operator.memory import Memories
 
 DOUBT_S: Final = 30.0  # a POST without an answer may still be carried out, or its pod be on the way
@@ -27,11 +28,18 @@ Slot: TypeAlias = tuple[NodeName, str]  # a node and a resource of it
 Rank: TypeAlias = tuple[bool, float, str]  # was not placed lately, unix time of creation, UID
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
-    """What a mount wants to reserve."""
+class Wisher(NamedTuple):
+    """A target pod of a mount."""
 
     mount_uid: str
+    part: PartKey
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a mount wants to reserve for a target pod."""
+
+    who: Wisher
     namespace: str
     rank: Rank
     slots: frozenset[Slot]
@@ -60,19 +68,19 @@ class Turns:
         self._shadows = shadows
         self._memories = memories
         self._wake = wake
-        self._line: dict[str, _Waiting] = {}
-        self._claims: dict[str, _Claim] = {}
+        self._line: dict[Wisher, _Waiting] = {}
+        self._claims: dict[Wisher, _Claim] = {}
         self._served: dict[str, float] = {}  # namespace -> monotonic: its last turn; newest last
 
     def ask(self, wish: Wish, *, now: float) -> Turn:
-        """Take the turn if it is this mount's, else a place in the line. Never waits in between."""
-        waiting = self._line.get(wish.mount_uid) or _Waiting(wish, since=now, asked=True)
+        """Take the turn if it is this wish's, else a place in the line. Never waits in between."""
+        waiting = self._line.get(wish.who) or _Waiting(wish, since=now, asked=True)
         ahead = self._ahead_of(wish, now=now)
         if ahead:
-            self._line[wish.mount_uid] = _Waiting(wish, since=waiting.since, asked=True)
+            self._line[wish.who] = _Waiting(wish, since=waiting.since, asked=True)
         else:
-            self._line.pop(wish.mount_uid, None)
-            self._claims[wish.mount_uid] = _Claim(wish, self._pods_of(wish.mount_uid))
+            self._line.pop(wish.who, None)
+            self._claims[wish.who] = _Claim(wish, self._pods_of(wish.who))
             self._serve(wish.namespace, now=now)
         return Turn(ahead=ahead, since=waiting.since, is_awaited=self._is_awaited(wish))
 
@@ -80,21 +88,21 @@ class Turns:
         """Return the turn of a mount whose shadow pod is on its way already."""
         return Turn(ahead="", since=since, is_awaited=self._is_awaited(wish))
 
-    def doubt(self, mount_uid: str) -> None:
+    def doubt(self, who: Wisher) -> None:
         """Keep the claim of this pass for a while: nobody knows what came of its POST."""
-        if (claim := self._claims.get(mount_uid)) is not None:
+        if (claim := self._claims.get(who)) is not None:
             claim.doubted_until = time.monotonic() + DOUBT_S
 
     def settle(self, mount_uid: str) -> None:
-        """End a pass: its shadow pod speaks for itself now, and who comes next is woken."""
-        waiting = self._line.get(mount_uid)
-        if waiting is not None and not waiting.asked:
-            del self._line[mount_uid]
-        elif waiting is not None:
-            waiting.asked = False
-        claim = self._claims.get(mount_uid)
-        if claim is not None and claim.doubted_until is None:
-            del self._claims[mount_uid]
+        """End a pass: its shadow pods speak for themselves now, and who comes next is woken."""
+        for who in [who for who in self._line if who.mount_uid == mount_uid]:
+            if self._line[who].asked:
+                self._line[who].asked = False
+            else:
+                del self._line[who]
+        for who in [who for who in self._claims if who.mount_uid == mount_uid]:
+            if self._claims[who].doubted_until is None:
+                del self._claims[who]
         if self._line:
             self._wake_the_next(now=time.monotonic())
 
@@ -102,24 +110,25 @@ class Turns:
         taken = set(self._taken(now=now))
         for waiting in sorted(self._line.values(), key=lambda waiting: self._order(waiting.wish)):
             if taken.isdisjoint(waiting.wish.slots):
-                self._wake(waiting.wish.mount_uid)
+                self._wake(waiting.wish.who.mount_uid)
             taken |= waiting.wish.slots
 
     def _ahead_of(self, wish: Wish, *, now: float) -> str:
         """Say what is on its way, or who is first in line; "" when neither."""
-        taken = self._taken(now=now, but=wish.mount_uid)
+        taken = self._taken(now=now, but=wish.who)
         if found := [taken[slot] for slot in sorted(wish.slots & taken.keys())]:
             return found[0]
         first = any(
             self._order(waiting.wish) < self._order(wish)
-            for uid, waiting in self._line.items()
-            if uid != wish.mount_uid and waiting.wish.slots & wish.slots
+            for who, waiting in self._line.items()
+            if who != wish.who and waiting.wish.slots & wish.slots
         )
         return "another DeviceMount, which waits as well," if first else ""
 
-    def _order(self, wish: Wish) -> tuple[bool, float, float, str]:
+    def _order(self, wish: Wish) -> tuple[bool, float, float, str, str]:
         was_not_placed, created, uid = wish.rank
-        return was_not_placed, self._served.get(wish.namespace, 0.0), created, uid
+        served = self._served.get(wish.namespace, 0.0)
+        return was_not_placed, served, created, uid, wish.who.part
 
     def _serve(self, namespace: str, *, now: float) -> None:
         self._served.pop(namespace, None)
@@ -130,29 +139,33 @@ class Turns:
     def _is_awaited(self, wish: Wish) -> bool:
         return any(
             waiting.wish.slots & wish.slots
-            for uid, waiting in self._line.items()
-            if uid != wish.mount_uid
+            for who, waiting in self._line.items()
+            if who != wish.who
         )
 
-    def _taken(self, *, now: float, but: str = "") -> Mapping[Slot, str]:
+    def _taken(self, *, now: float, but: Wisher | None = None) -> Mapping[Slot, str]:
         """Return what nobody else may reserve now, and for what: claims (but one) and pods."""
         self._end_doubts(now=now)
         claims = {
             slot: "a shadow pod that is being made"
-            for uid, claim in self._claims.items()
-            if uid != but
+            for who, claim in self._claims.items()
+            if who != but
             for slot in claim.wish.slots
         }
         return claims | dict(self._on_their_way())
 
     def _end_doubts(self, *, now: float) -> None:
-        for uid, claim in tuple(self._claims.items()):
+        for who, claim in tuple(self._claims.items()):
             until = claim.doubted_until
-            if until is not None and (until < now or self._pods_of(uid) - claim.known):
-                del self._claims[uid]
+            if until is not None and (until < now or self._pods_of(who) - claim.known):
+                del self._claims[who]
 
-    def _pods_of(self, mount_uid: str) -> frozenset[PodUID]:
-        return frozenset(shadow.uid for shadow in self._shadows.of(mount_uid))
+    def _pods_of(self, who: Wisher) -> frozenset[PodUID]:
+        return frozenset(
+            shadow.uid
+            for shadow in self._shadows.of(who.mount_uid)
+            if who.part in (NAMED, shadow.place.target_uid)
+        )
 
     def _on_their_way(self) -> Iterator[tuple[Slot, str]]:
         for mount_uid in self._shadows.mounts():

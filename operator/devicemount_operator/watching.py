@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import aclosing
 from typing import Final
 
-from devicemount_operator.agents import AgentError, Agents, MountGrants, NodeAbout, WatchUnknown
+from devicemount_operator.agents import AgentError, Agents, NodeAbout, WatchUnknown
 from devicemount_operator.decide.observation import NodeName, Place
 from devicemount_operator.memory import Memories
+from devicemount_operator.messages import MountGrants
 
 FIRST_PAUSE_S: Final = 0.2  # before a stream that was cut is opened again, doubled each time
 LAST_PAUSE_S: Final = 5.0

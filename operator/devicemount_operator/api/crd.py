@@ -20,11 +20,11 @@ Schema = dict[str, Any]
 # What pydantic says and a structural schema does not know or Kubernetes spells otherwise.
 _DROPPED = frozenset({"title", "default", "$defs", "propertyNames"})
 _COLUMNS = (
-    ("Target", ".spec.target.podName"),
+    ("Target", ".spec.target['podName','selector']"),
     ("Container", ".status.targets[0].containerName"),
     ("Node", ".status.targets[0].nodeName"),
     ("Devices", ".status.targets[0].devices[*].id"),
-    ("Ready", ".status.conditions[?(@.type=='Ready')].status"),
+    ("Ready", ".status.ready"),
     ("Reason", ".status.conditions[?(@.type=='Ready')].reason"),
 )
 

@@ -7,10 +7,18 @@ cannot say is CEL, in `json_schema_extra`. Unknown fields are the API server's t
 are ignored, so that an operator that is older than the CRD still reads its objects.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    WithJsonSchema,
+)
 
 GROUP: Final = "devicemount.io"
 VERSION: Final = "v1alpha1"
@@ -28,10 +36,14 @@ MAX_ANNOTATIONS = 16
 MAX_HOLDERS = 32  # processes that are named; the message says how many there are
 MAX_SHADOW_PODS = 64
 MAX_CONDITIONS = 16
-MAX_TARGETS = 32
+MAX_SELECTED = 32  # target pods of one mount; who needs more makes more mounts
+MAX_TARGETS = 64  # rows of status: those, and pods that leave while others come
+MAX_REQUIREMENTS = 16  # of a label selector
+MAX_LABEL_VALUES = 32
 MAX_MESSAGE = 2048  # characters of a sentence with a scheduler's or a policy's text in it
 MAX_COMMAND = 256
 MAX_NOTE = 256
+MAX_LIFETIME = "87600h"  # ten years: who wants longer leaves it out
 MAX_GRACE_S = 3600  # who needs longer to save its work waits: the device is revoked meanwhile
 
 _DNS_LABEL = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -42,10 +54,16 @@ _EXTENDED_RESOURCE = (
     "^[a-z0-9]([-a-z0-9.]{0,240}[a-z0-9])?/[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
 
-# As Kubernetes has it for a qualified name.
-_ANNOTATION_KEY = (
+# As Kubernetes has it for a qualified name: of an annotation, of a label.
+_QUALIFIED_NAME = (
     "^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$"
 )
+_LABEL_VALUE = "^([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?$"
+# As Kubernetes writes a duration (gateway-api's GEP-2257): "8h", "1h30m".
+_DURATION = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"
+
+_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
 _RESERVATION_STAYS = (
     "spec.reservation cannot be changed: delete this DeviceMount and create another one"
 )
@@ -54,6 +72,8 @@ ObjectName = Annotated[str, StringConstraints(min_length=1, max_length=253)]
 UID = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Word = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 Sentence = Annotated[str, StringConstraints(max_length=MAX_MESSAGE)]
+LabelKey = Annotated[str, StringConstraints(min_length=1, max_length=317)]
+LabelValue = Annotated[str, StringConstraints(max_length=63)]
 AnnotationValue = Annotated[str, StringConstraints(max_length=1024)]
 ContainerPath = Annotated[str, StringConstraints(min_length=1, max_length=512)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -72,8 +92,14 @@ def _list_map(key: str) -> dict[str, Any]:
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
+def _in_ones(count: object) -> object:
+    """Return a count in thousandths, which Kubernetes may write ("1000m"), without them."""
+    return count.removesuffix("000m") if isinstance(count, str) else count
+
+
 Count = Annotated[
-    int,  # "1" as well: resources may be spelled so
+    int,  # "1" and "1000m" as well: quantities may be spelled so, and are stored as they are
+    BeforeValidator(_in_ones),
     Field(ge=1, le=MAX_COUNT),
     WithJsonSchema(
         {
@@ -99,22 +125,101 @@ class _Model(BaseModel):
     )
 
 
-class Target(_Model):
-    """The container that gets the devices. It must run already; it is not restarted."""
+class LabelRequirement(_Model):
+    """One demand on a pod's labels."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
             _rule(
-                "self == oldSelf",
-                "spec.target cannot be changed: delete this DeviceMount and create another one",
+                "(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",
+                "values are needed with In and NotIn, and forbidden with Exists and DoesNotExist",
             )
         )
     )
 
-    pod_name: ObjectName = Field(
+    key: LabelKey = Field(
+        pattern=_QUALIFIED_NAME,
+        description="Key of the label.",
+    )
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"] = Field(
+        description="In: the label is there and has one of the values. NotIn: it is absent, or has "
+        "none of them. Exists, DoesNotExist: it is there, whatever its value, or is not."
+    )
+    values: tuple[Annotated[LabelValue, StringConstraints(pattern=_LABEL_VALUE)], ...] = Field(
+        default=(),
+        max_length=MAX_LABEL_VALUES,
+        description="For In and NotIn.",
+    )
+
+
+class LabelSelector(_Model):
+    """Which pods, as every selector of Kubernetes says it: all demands must be met."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _rule(
+                "has(self.matchLabels) && size(self.matchLabels) > 0 || "
+                "has(self.matchExpressions) && size(self.matchExpressions) > 0",
+                "an empty selector would select every pod of the namespace: say which are meant",
+            )
+        )
+    )
+
+    match_labels: dict[str, LabelValue] = Field(
+        default_factory=dict,
+        max_length=MAX_REQUIREMENTS,
+        description="Labels that a pod must have, with these values.",
+        json_schema_extra=_rules(
+            _rule(
+                f"self.all(key, size(key) <= 317 && key.matches('{_QUALIFIED_NAME}') && "
+                f"self[key].matches('{_LABEL_VALUE}'))",
+                "a label is a name with an optional domain before it (domain/name) and a value of "
+                "at most 63 letters, digits, '-', '_' and '.'",
+            ),
+        ),
+    )
+    match_expressions: tuple[LabelRequirement, ...] = Field(
+        default=(),
+        max_length=MAX_REQUIREMENTS,
+        description="Further demands on a pod's labels.",
+    )
+
+
+class Target(_Model):
+    """The containers that get the devices. They run already and are not restarted."""
+
+    model_config = ConfigDict(
+        json_schema_extra=_rules(
+            _rule(
+                "has(self.podName) != has(self.selector)",
+                "spec.target names one pod by podName or selects pods by selector: one of both",
+            ),
+            _rule(
+                "has(self.selector) || !has(self.maxPods)",
+                "spec.target.maxPods belongs to selector: podName is one pod",
+            ),
+        )
+    )
+
+    pod_name: ObjectName | None = Field(
+        default=None,
         pattern=_DNS_SUBDOMAIN,
         description="Name of a pod in the same namespace. A pod that is made again under this "
-        "name gets its devices again.",
+        "name gets its devices again. It may be changed: what the former pod has is given back "
+        "first.",
+    )
+    selector: LabelSelector | None = Field(
+        default=None,
+        description="Instead of podName: every pod in the same namespace that matches gets devices "
+        "of its own, as many as spec.resources says, as pods come and go.",
+    )
+    max_pods: int = Field(
+        default=MAX_SELECTED,
+        ge=1,
+        le=MAX_SELECTED,
+        description="With selector: how many pods get devices at most. Those that have them keep "
+        "them, then the oldest get theirs; status says how many are left out. "
+        f"Default and maximum: {MAX_SELECTED}.",
     )
     container: Annotated[str, StringConstraints(min_length=1, max_length=63)] | None = Field(
         default=None,
@@ -127,19 +232,13 @@ class Target(_Model):
 class Resources(_Model):
     """What to mount, in the shape of a container's resources."""
 
-    model_config = ConfigDict(
-        json_schema_extra=_rules(
-            _rule(
-                "self == oldSelf",
-                "spec.resources cannot be changed: delete this DeviceMount and create another one",
-            )
-        )
-    )
-
     limits: dict[str, Count] = Field(
         min_length=1,
         max_length=MAX_RESOURCES,
-        description="Extended resources and how many of each, such as nvidia.com/gpu: 1.",
+        description="Extended resources and how many of each, such as nvidia.com/gpu: 1. All of "
+        "them are mounted, or none. With a higher count, or another resource, the rest is mounted "
+        "beside what is in use; with a lower one, what was mounted together is given back "
+        "together, idle devices first.",
         json_schema_extra=_rules(
             _rule(
                 f"self.all(name, name.matches('{_EXTENDED_RESOURCE}') && "
@@ -148,8 +247,8 @@ class Resources(_Model):
                 "remove cpu, memory and other resources that Kubernetes itself provides",
             ),
             _rule(
-                "self.all(name, string(self[name]).matches('^[1-9][0-9]{0,6}$') && "
-                f"int(self[name]) <= {MAX_COUNT})",
+                "self.all(name, string(self[name]).matches('^[1-9][0-9]{0,6}(000m)?$') && "
+                f"int(string(self[name]).replace('000m', '')) <= {MAX_COUNT})",
                 f"a count is a whole number from 1 to {MAX_COUNT}: to mount nothing set "
                 "spec.suspend or delete the DeviceMount; parts of a device cannot be asked for",
             ),
@@ -194,7 +293,7 @@ class Reservation(_Model):
         json_schema_extra=_rules(
             _rule(
                 "self.all(key, size(key) <= 317 && "
-                f"key.matches('{_ANNOTATION_KEY}') && !key.startsWith('devicemount.io/'))",
+                f"key.matches('{_QUALIFIED_NAME}') && !key.startsWith('devicemount.io/'))",
                 "a key of annotations is a name with an optional domain before it "
                 "(domain/name), and none of devicemount's own",
             ),
@@ -232,22 +331,70 @@ class Unmount(_Model):
     )
 
 
+class Lifetime(_Model):
+    """When the mount ends by itself."""
+
+    expire_after: Annotated[str, StringConstraints(max_length=28)] | None = Field(
+        default=None,
+        pattern=_DURATION,
+        description="How long the devices may stay, such as 8h or 1h30m, counted from when the "
+        "first of them was mounted (status.lifetime). Then they are given back as spec.unmount "
+        "says, and the object stays, Suspended with reason Expired. Any edit of spec.lifetime "
+        "counts anew.",
+        json_schema_extra=_rules(
+            _rule(
+                f"duration(self) >= duration('1s') && duration(self) <= duration('{MAX_LIFETIME}')",
+                f"a duration from 1s to {MAX_LIFETIME}",
+            )
+        ),
+    )
+    delete_with_target: bool = Field(
+        default=False,
+        description="true deletes this DeviceMount once its target pod, which had the devices, is "
+        "gone for good: it does not exist or has ended, and no pod of its name has come within "
+        "30 s. A container that restarts and a pod that is made again are not gone.",
+    )
+
+    @property
+    def expire_after_s(self) -> float | None:
+        """Return the duration in seconds."""
+        if self.expire_after is None:
+            return None
+        parts = re.findall(r"([0-9]+)(ms|h|m|s)", self.expire_after)
+        return sum(int(count) * _UNITS_S[unit] for count, unit in parts)
+
+
 class Spec(_Model):
     """What is wanted."""
 
     model_config = ConfigDict(
         json_schema_extra=_rules(
-            _rule("has(self.reservation) == has(oldSelf.reservation)", _RESERVATION_STAYS)
+            _rule("has(self.reservation) == has(oldSelf.reservation)", _RESERVATION_STAYS),
+            _rule(
+                "!has(self.lifetime) || !has(self.lifetime.deleteWithTarget) || "
+                "!self.lifetime.deleteWithTarget || has(self.target.podName)",
+                "spec.lifetime.deleteWithTarget goes with spec.target.podName only: the pods of a "
+                "selector come and go",
+            ),
         )
     )
 
-    target: Target = Field(description="The container that gets the devices. Cannot be changed.")
-    resources: Resources = Field(description="Which devices, and how many. Cannot be changed.")
+    target: Target = Field(
+        description="The containers that get the devices. May be changed: what is no longer "
+        "meant gives its devices back as spec.unmount says."
+    )
+    resources: Resources = Field(
+        description="Which devices, and how many. May be changed: what is in use and still wanted "
+        "stays as it is."
+    )
     reservation: Reservation = Field(
         default_factory=Reservation,
         description="How the reservation is placed. Cannot be changed.",
     )
     unmount: Unmount = Field(default_factory=Unmount, description="How devices are given back.")
+    lifetime: Lifetime = Field(
+        default_factory=Lifetime, description="When the mount ends by itself."
+    )
     suspend: bool = Field(
         default=False,
         description="true gives the devices back and keeps the object; false mounts again.",
@@ -382,8 +529,36 @@ class TargetStatus(_Model):
         description="Processes that have a device open, named when that delays an unmount.",
     )
     timings: Timings | None = Field(default=None, description="How long the mount took.")
-    reason: Word | None = Field(default=None, description="As the reason of condition Ready.")
-    message: Sentence | None = Field(default=None, description="As the message of condition Ready.")
+    reason: Word | None = Field(
+        default=None, description="Why it is so in this pod; docs/reasons.md explains each."
+    )
+    message: Sentence | None = Field(
+        default=None, description="Why, in a sentence, and what to do."
+    )
+
+
+class LifetimeStatus(_Model):
+    """What of spec.lifetime is counted, and from when."""
+
+    expire_after: Annotated[str, StringConstraints(max_length=28)] | None = Field(
+        default=None, description="spec.lifetime.expireAfter as it is counted."
+    )
+    delete_with_target: bool = Field(
+        default=False, description="spec.lifetime.deleteWithTarget as it is followed."
+    )
+    since: datetime | None = Field(
+        default=None,
+        description="Counted from: when the first device was mounted, or spec.lifetime was edited "
+        "while one was.",
+    )
+    expires: datetime | None = Field(default=None, description="When the devices are given back.")
+    target: ObjectName | None = Field(
+        default=None,
+        description="With deleteWithTarget: name of the pod that had the devices last.",
+    )
+    target_gone: datetime | None = Field(
+        default=None, description="When the pod of that name was first found to be gone."
+    )
 
 
 class Status(_Model):
@@ -401,12 +576,15 @@ class Status(_Model):
         json_schema_extra=_list_map("type"),
     )
     ready: Annotated[str, StringConstraints(max_length=16)] | None = Field(
-        default=None, description="Mounted target pods of all target pods, such as 1/1."
+        default=None, description="In how many of the target pods the devices open, such as 3/5."
+    )
+    lifetime: LifetimeStatus | None = Field(
+        default=None, description="How spec.lifetime is counted; absent where it sets nothing."
     )
     targets: tuple[TargetStatus, ...] = Field(
         default=(),
         max_length=MAX_TARGETS,
-        description="One entry for each target pod.",
+        description="One entry for each target pod, and for each that still gives devices back.",
         json_schema_extra=_list_map("podUID"),
     )
 
@@ -420,6 +598,7 @@ class ObjectMeta(_Model):
     generation: int = 0
     resource_version: str = Field(default="")
     finalizers: tuple[str, ...] = ()
+    annotations: dict[str, str] = Field(default_factory=dict)
     creation_timestamp: datetime | None = Field(default=None)
     deletion_timestamp: datetime | None = Field(default=None)
 

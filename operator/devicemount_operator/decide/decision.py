@@ -6,6 +6,7 @@ Every action may run twice from any crash point. An error of an action is report
 `chain.refused`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -27,16 +28,18 @@ class CreateShadowPod:
     """POST the shadow pod of this ordinal, or of the next one whose name no other pod has."""
 
     ordinal: int
+    resources: Mapping[str, int]  # what is missing of spec.resources, all of it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StartApply:
-    """Start the agent's part as a task with a deadline; its end queues the key."""
+    """Start the agent's part as a task with a deadline; its end queues the key. An earlier one
+    ends."""
 
     place: Place
     container: str
     container_id: ContainerID | None  # a hint
-    shadow_uid: PodUID | None  # None: the pod that CreateShadowPod of the same decision made
+    shadow_uids: tuple[PodUID, ...]  # besides the pod that CreateShadowPod of this decision makes
 
 
 class RemovePolicy(Enum):
@@ -58,9 +61,35 @@ class Remove:
     include_main: bool = False  # of TERMINATE: the container's first process may be ended too
 
 
+class By(Enum):
+    """What stands for an agent's word where none is to be had."""
+
+    NODE = "node"  # it is gone for good
+    POD = "pod"  # its kubelet said that each of its containers has ended
+    ADMINISTRATOR = "administrator"  # somebody answers for it: nothing proves it
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Why something may be given back without its agent."""
+
+    by: By
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Discharge:
+    """Take it that these shadow pods' devices are not used any more: no agent was to be had."""
+
+    place: Place
+    shadow_uids: tuple[PodUID, ...]  # empty: all of the mount in that place
+    proof: Proof
+    devices: tuple[str, ...]  # what they are, for people
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeleteShadowPod:
-    """Delete with grace 0 and a UID precondition; only ever after a Remove of it."""
+    """Delete with grace 0 and a UID precondition; only ever after a Remove or Discharge of it."""
 
     name: str
     uid: PodUID
@@ -76,7 +105,21 @@ class DropFinalizer:
     """Take our finalizer off; the DeviceMount may be gone after it."""
 
 
-Action = CreateShadowPod | StartApply | Remove | DeleteShadowPod | AddFinalizer | DropFinalizer
+@dataclass(frozen=True, slots=True)
+class DeleteMount:
+    """Delete the DeviceMount, if it still is what was decided on: it goes with its target."""
+
+
+Action = (
+    CreateShadowPod
+    | StartApply
+    | Remove
+    | Discharge
+    | DeleteShadowPod
+    | AddFinalizer
+    | DropFinalizer
+    | DeleteMount
+)
 
 
 class EventType(Enum):
@@ -117,7 +160,8 @@ class TargetReport:
     holders: tuple[Holder, ...] = ()
     granted_wall: float | None = None
     concerns: tuple[Concern, ...] = ()
-    is_reserved: bool = False  # an agent has seen what the kubelet chose, and it is ours still
+    is_reserved: bool = False  # agents have seen all that the kubelet chose, and it is ours still
+    is_grafted: bool = False  # all of it opens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

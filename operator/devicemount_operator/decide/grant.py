@@ -12,15 +12,16 @@ from devicemount_operator.decide.decision import (
     StartApply,
     TargetPhase,
 )
+from devicemount_operator.decide.fit import fit
 from devicemount_operator.decide.observation import (
     GrantPhase,
     Observation,
+    Place,
     Refusal,
     Setback,
     ShadowPod,
     TargetPod,
     choice,
-    is_granted,
 )
 from devicemount_operator.decide.text import listing
 from devicemount_operator.reasons import TABLE, Kind, Reason
@@ -37,36 +38,37 @@ REGRAFT_S: Final = 3.0  # the agent grafts a container's next run by itself; the
 def blocked(observation: Observation) -> Decision | None:
     """Access was taken away, and the agent says why it cannot give it again yet: it goes on trying,
     and what is reserved stays so."""
-    shadow = observation.current
-    grant = observation.grant_of(shadow) if shadow else None
-    if grant is None or grant.phase is not GrantPhase.WAITING:
-        return None
-    for concern in grant.concerns:
-        if (reason := reasons.trouble(concern.reason)) is not None:
-            return outcome.waits(
-                observation,
-                reason=reason,
-                fact=concern.message,
-                requeue_after_s=BLOCKED_S,
-                target=outcome.reserved_target(observation),
-            )
+    for shadow in observation.standing:
+        grant = observation.grant_of(shadow)
+        if grant is None or grant.phase is not GrantPhase.WAITING:
+            continue
+        for concern in grant.concerns:
+            if (reason := reasons.trouble(concern.reason)) is not None:
+                return outcome.waits(
+                    observation,
+                    reason=reason,
+                    fact=concern.message,
+                    requeue_after_s=BLOCKED_S,
+                    target=outcome.reserved_target(observation),
+                )
     return None
 
 
 def refused(observation: Observation) -> Decision | None:
     """The agent refused the last Apply: count it once, then wait for the pause to end."""
-    shadow, refusal = observation.current, observation.agent.refusal
-    if shadow is None or is_granted(observation.grant_of(shadow)):
+    refusal, shadows = observation.agent.refusal, _not_granted(observation)
+    if not shadows:
         return None
     setback = observation.setback
     if refusal is not None and (setback is None or setback.at < refusal.at):
-        actions = _after(refusal, observation, shadow)
+        given_up = _given_up(observation, refusal, shadows)
+        rest = outcome.without(observation, given_up)
         return outcome.fails(
             observation,
             reason=refusal.reason,
             fact=refusal.message,
-            actions=actions,
-            target=None if actions else outcome.reserved_target(observation),
+            actions=_giving_up(observation, refusal, given_up),
+            target=outcome.reserved_target(rest),
         )
     if setback is not None and observation.held_back_s:
         return outcome.held_back(observation, setback)
@@ -74,37 +76,35 @@ def refused(observation: Observation) -> Decision | None:
 
 
 def granted(observation: Observation) -> Decision | None:
-    """The devices open in the target container, as its agent has verified."""
-    shadow = observation.current
-    grant = observation.grant_of(shadow) if shadow else None
-    if shadow is None or grant is None or not is_granted(grant):
-        return None
+    """All that is wanted opens in the target container, as its agent has verified."""
     target = outcome.reserved_target(observation, phase=TargetPhase.MOUNTED)
-    names = listing([f"{device.resource} {device.id}" for device in grant.devices])
-    opens = "opens" if len(grant.devices) == 1 else "open"
-    fact = f"{names} {opens} in container {target.container if target else None}"
-    if files := dict.fromkeys(d.env_file for d in grant.devices if d.env_file):
+    if target is None or _not_granted(observation) or not fit(observation).is_exact:
+        return None
+    names = listing([f"{device.resource} {device.id}" for device in target.devices])
+    opens = "opens" if len(target.devices) == 1 else "open"
+    fact = f"{names} {opens} in container {target.container}"
+    if files := dict.fromkeys(d.env_file for d in target.devices if d.env_file):
         fact += f", where {listing(tuple(files))} has the environment that it needs"
-    for concern in grant.concerns:
+    for concern in target.concerns:
         if reasons.is_note(concern.reason):
             fact += f". {concern.message.rstrip('. ')}"
     return Decision(
         report=Report(
             reason=Reason.MOUNTED, message=reasons.message(Reason.MOUNTED, fact), target=target
         ),
-        requeue_after_s=reservation.guard_check_in_s(observation, shadow),
+        requeue_after_s=reservation.guard_check_in_s(observation),
         setback=_of_losses(observation),
     )
 
 
 def asked(observation: Observation) -> Decision | None:
     """The agent is at work, or is to be asked: said once it takes long or Ready is untrue."""
-    shadow = observation.current
-    if shadow is None:
+    shadows = _not_granted(observation)
+    if not shadows:
         return None
     actions: tuple[Action, ...] = ()
-    if observation.agent.applying != shadow.uid and _may_ask(observation, shadow):
-        apply = _apply(observation, shadow)
+    if _may_ask(observation, shadows):
+        apply = _apply(observation, shadows[0].place)
         if apply is None:
             return Decision(
                 requeue_after_s=0.0, setback=observation.setback
@@ -112,10 +112,15 @@ def asked(observation: Observation) -> Decision | None:
         actions = (apply,)
     return Decision(
         actions=actions,
-        report=_progress(observation, shadow),
-        requeue_after_s=_next_look_s(observation, shadow),
+        report=_progress(observation, shadows[-1]),
+        requeue_after_s=_next_look_s(observation, shadows),
         setback=observation.setback,
     )
+
+
+def _not_granted(observation: Observation) -> tuple[ShadowPod, ...]:
+    granted = observation.granted
+    return tuple(shadow for shadow in observation.standing if shadow not in granted)
 
 
 def _of_losses(observation: Observation) -> Setback | None:
@@ -124,9 +129,11 @@ def _of_losses(observation: Observation) -> Setback | None:
     return setback if setback is not None and setback.reason in _LOSSES else None
 
 
-def _may_ask(observation: Observation, shadow: ShadowPod) -> bool:
-    unguarded = reservation.must_run_first(observation, shadow)
-    return not unguarded and not _regrafts_s(observation, shadow)
+def _may_ask(observation: Observation, shadows: tuple[ShadowPod, ...]) -> bool:
+    if observation.agent.applying == {shadow.uid for shadow in observation.standing}:
+        return False
+    unguarded = any(reservation.must_run_first(observation, shadow) for shadow in shadows)
+    return not unguarded and not any(_regrafts_s(observation, shadow) for shadow in shadows)
 
 
 def _regrafts_s(observation: Observation, shadow: ShadowPod) -> float:
@@ -135,32 +142,46 @@ def _regrafts_s(observation: Observation, shadow: ShadowPod) -> float:
     return 0.0 if ended is None else max(0.0, ended + REGRAFT_S - observation.now)
 
 
-def _after(refusal: Refusal, observation: Observation, shadow: ShadowPod) -> tuple[Action, ...]:
-    """Return what a refusal costs: the pod, the whole reservation, or nothing."""
+def _given_up(
+    observation: Observation, refusal: Refusal, shadows: tuple[ShadowPod, ...]
+) -> tuple[ShadowPod, ...]:
+    """Return what a refusal costs: nothing, those that failed, or all that is not granted.
+
+    What was granted to a container that has ended is the mount's still, and has not failed.
+    """
     if refusal.reason in _NEEDS_ANOTHER_POD:
-        return reservation.discard(shadow)
-    if TABLE[refusal.reason].kind is Kind.PERMANENT:
-        return release.give_back(observation)
-    return ()
+        kept = (GrantPhase.TARGET_ENDED, GrantPhase.BUSY)
+        grants = [(shadow, observation.grant_of(shadow)) for shadow in shadows]
+        return tuple(shadow for shadow, g in grants if g is None or g.phase not in kept)
+    return shadows if TABLE[refusal.reason].kind is Kind.PERMANENT else ()
 
 
-def _apply(observation: Observation, shadow: ShadowPod) -> StartApply | None:
+def _giving_up(
+    observation: Observation, refusal: Refusal, shadows: tuple[ShadowPod, ...]
+) -> tuple[Action, ...]:
+    if refusal.reason in _NEEDS_ANOTHER_POD:
+        return tuple(action for shadow in shadows for action in reservation.discard(shadow))
+    return release.give_back_some(observation, shadows)
+
+
+def _apply(observation: Observation, place: Place) -> StartApply | None:
+    """Name all that stands there: the agent takes what is not named for lost or forgotten."""
     pod = observation.target
     container = choice(observation.mount.spec.target, pod) if isinstance(pod, TargetPod) else None
     if container is None:
         return None
     return StartApply(
-        place=shadow.place,
+        place=place,
         container=container.name,
         container_id=container.container_id,
-        shadow_uid=shadow.uid,
+        shadow_uids=tuple(shadow.uid for shadow in observation.standing if shadow.place == place),
     )
 
 
 def _progress(observation: Observation, shadow: ShadowPod) -> Report | None:
     """Say what is waited for; silent while it is quick or the last setback explains it."""
     grant = observation.grant_of(shadow)
-    interrupted = outcome.is_said_to_be_ready(observation)
+    interrupted = outcome.breaks_promise(observation)
     patient = observation.now - shadow.seen < outcome.PATIENCE_S
     if not interrupted and (patient or observation.setback is not None):
         return None
@@ -181,12 +202,12 @@ def _progress(observation: Observation, shadow: ShadowPod) -> Report | None:
     )
 
 
-def _next_look_s(observation: Observation, shadow: ShadowPod) -> float | None:
+def _next_look_s(observation: Observation, shadows: tuple[ShadowPod, ...]) -> float | None:
     """Return the earliest moment at which time alone changes what is said."""
-    age_s = observation.now - shadow.seen
-    moments = [outcome.PATIENCE_S - age_s, _regrafts_s(observation, shadow)]
-    if not shadow.scheduled:
-        moments.append(reservation.UNSEEN_S - age_s)
-    if (guard_s := reservation.guard_check_in_s(observation, shadow)) is not None:
-        moments.append(guard_s)
-    return min((moment for moment in moments if moment > 0), default=None)
+    moments = [observation.now + _regrafts_s(observation, shadow) for shadow in shadows]
+    moments.append(shadows[-1].seen + outcome.PATIENCE_S)
+    moments += [shadow.seen + reservation.UNSEEN_S for shadow in shadows if not shadow.scheduled]
+    if (guard_s := reservation.guard_check_in_s(observation)) is not None:
+        moments.append(observation.now + guard_s)
+    waits_s = [moment - observation.now for moment in moments]
+    return min((wait_s for wait_s in waits_s if wait_s > 0), default=None)

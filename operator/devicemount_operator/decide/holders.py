@@ -7,7 +7,13 @@ What they are called is theirs to choose: whatever goes into a sentence is cut a
 from typing import Final
 
 from devicemount_operator.decide.decision import TargetReport
-from devicemount_operator.decide.observation import Holder, Observation, PodUID, Refusal
+from devicemount_operator.decide.observation import (
+    Holder,
+    Observation,
+    PodUID,
+    Refusal,
+    name_of,
+)
 from devicemount_operator.decide.text import clip, listing
 
 _IN_A_SENTENCE: Final = 96  # characters of a command or a note; status has more of them
@@ -19,7 +25,7 @@ def pod_of(observation: Observation, holder: Holder) -> str:
     What other namespaces call theirs is not told.
     """
     if holder.pod_uid in _target_uids(observation):
-        return observation.mount.spec.target.pod_name
+        return name_of(observation, PodUID(holder.pod_uid)) or holder.pod_uid
     if holder.pod_name and holder.pod_namespace == observation.mount.metadata.namespace:
         return holder.pod_name
     shadows = {shadow.uid: shadow.name for shadow in observation.ours}

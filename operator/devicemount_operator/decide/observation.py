@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Final, NewType
 
 from devicemount_operator.api.v1alpha1 import DeviceMount, Target
+from devicemount_operator.decide.lifetime import is_expired
 from devicemount_operator.reasons import Reason
 
 PodUID = NewType("PodUID", str)
@@ -20,16 +21,6 @@ NodeName = NewType("NodeName", str)
 ContainerID = NewType("ContainerID", str)  # as CRI gives it, without "containerd://"
 
 FINALIZER: Final = "devicemount.io/finalizer"
-
-_NOT_PLACED: Final = frozenset(
-    {
-        Reason.INSUFFICIENT,
-        Reason.RESOURCE_UNKNOWN,
-        Reason.DRIVER_MISSING,
-        Reason.UNSCHEDULABLE,
-        Reason.QUOTA_EXCEEDED,
-    }
-)
 
 
 class ContainerState(Enum):
@@ -42,7 +33,7 @@ class ContainerState(Enum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetContainer:
-    """A regular container of the target pod."""
+    """A container of the target pod."""
 
     name: str
     state: ContainerState
@@ -73,14 +64,18 @@ class Toleration:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TargetPod:
-    """The pod of the target's name as read in this pass."""
+    """A target pod as read in this pass."""
 
     name: str
-    uid: PodUID
+    uid: PodUID  # the node's: of a static pod the API server shows a copy with another one
+    api_uid: PodUID  # metadata.uid
     node: NodeName | None  # None: not scheduled
     phase: PodPhase
     deleting: bool
-    containers: tuple[TargetContainer, ...]
+    has_ended: bool  # will not run again, and its kubelet has said that each container has ended
+    ended: frozenset[ContainerID]  # containers of which the kubelet has said so
+    containers: tuple[TargetContainer, ...]  # regular ones
+    others: tuple[TargetContainer, ...]  # init, sidecar, ephemeral: only meant where named
     default_container: str | None  # annotation kubectl.kubernetes.io/default-container
     tolerations: tuple[Toleration, ...]
     priority_class: str | None
@@ -115,13 +110,17 @@ class ShadowPod:
     name: str
     uid: PodUID
     place: Place  # its node, or before it is scheduled the one that its affinity names
+    created: str = ""  # RFC 3339, in UTC: sorts by itself, and outlives the operator, unlike `seen`
+    target_name: str = ""  # of the pod that it was made for; empty: it is not recorded any more
     is_ours: bool  # shadow_pod.is_ours
+    resources: Mapping[str, int]  # that it asks for: what was missing when it was made
     phase: PodPhase
     deleting: bool
     failure: (
         str  # of a Failed pod, status.reason: "UnexpectedAdmissionError", "Evicted"; else empty
     )
     failure_text: str  # of a Failed pod, status.message
+    disruption: str = ""  # who takes it away and why, in the words of condition DisruptionTarget
     scheduled: bool
     scheduler: str  # spec.schedulerName
     scheduler_text: str  # message of PodScheduled=False; empty: no scheduler has complained
@@ -140,6 +139,9 @@ class NodeView:
 
     name: NodeName
     is_enabled: bool  # has the label that lends it to devicemount
+    is_deleted: bool = False  # the API server knows no such node (any more)
+    is_out_of_service: bool = False  # an administrator says that it is down, by that taint
+    leaving: str = ""  # why nothing new belongs there, as a predicate; empty: it may come
     allocatable: Mapping[
         str, int
     ]  # extended resources; one that is not named is unknown to the node
@@ -234,6 +236,7 @@ class Grant:
     holders: tuple[Holder, ...]
     holders_total: int
     container_id: ContainerID | None
+    container: str = ""  # that it was granted to: its name; empty: the agent is too old to say
     granted_wall: float | None  # unix seconds; None: nothing is granted
     concerns: tuple[Concern, ...] = ()
     repairs: int = 0  # how often its agent gave access again that somebody had taken
@@ -254,6 +257,14 @@ class Refusal:
     is_revoked: bool = False  # nobody can open it any more; holders are being ended, if any may be
 
 
+@dataclass(frozen=True, slots=True)
+class Silence:
+    """Requests to an agent that nobody answered, in a row."""
+
+    since: float  # monotonic: of the first
+    times: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentView:
     """What the operator knows from node agents about this mount."""
@@ -263,11 +274,15 @@ class AgentView:
         Grant, ...
     ] = ()  # every shadow pod of this mount that an agent speaks of, on any node
     released: frozenset[PodUID] = frozenset()  # shadow pods for which a Remove was answered REMOVED
-    applying: PodUID | None = None  # shadow pod of the Apply in flight
+    applying: frozenset[PodUID] = frozenset()  # shadow pods of the Apply in flight
     container: str | None = None  # that the last Apply named
+    asked_for: Target | None = None  # spec.target when it was sent
     refusal: Refusal | None = (
         None  # how the last Apply ended, if not granted; None while one is in flight
     )
+    unanswered: Mapping[NodeName, Silence] = field(
+        default_factory=dict
+    )  # agents that were asked to give something of this mount back, in vain
     ended: Mapping[PodUID, float] = field(
         default_factory=dict
     )  # monotonic, by shadow pod: since when the container that it was granted to has ended
@@ -280,6 +295,7 @@ class Setback:
     reason: Reason
     message: str
     count: int
+    generation: int  # of the DeviceMount; an edit is tried at once
     at: float  # monotonic: of the last failure
     until: float  # monotonic: nothing is reserved or applied before
 
@@ -294,10 +310,14 @@ class Milestones:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """Everything that one decision depends on."""
+    """Everything that one decision depends on, which is about one target pod (`split`)."""
 
-    mount: DeviceMount
+    mount: DeviceMount  # with several target pods: its status speaks of this one alone
+    pod_name: str  # of the target pod; empty: a selector matches none
+    leaving: str = ""  # why it is no target any more; empty: it is one
+    after: tuple[str, ...] = ()  # pods that give back what they have before this one gets anything
     target: TargetPod | TargetAbsent | None  # None: not read in this pass (`needs_target`)
+    last: TargetPod | None  # of a target pod that is gone, its last object; None: nobody saw it
     shadows: tuple[ShadowPod, ...]
     node: NodeView | None  # None: not read in this pass (`needs_node`)
     facts: tuple[ResourceFacts, ...] | None  # None: not asked for in this pass (`needs_facts`)
@@ -309,6 +329,7 @@ class Observation:
     milestones: Milestones
     now: float  # monotonic seconds
     wall: float  # unix seconds
+    steady: float  # the same, but for what a step of the clock has added: what expiry uses
 
     @property
     def ours(self) -> tuple[ShadowPod, ...]:
@@ -316,10 +337,16 @@ class Observation:
         return tuple(shadow for shadow in self.shadows if shadow.is_ours)
 
     @property
-    def current(self) -> ShadowPod | None:
-        """Return the shadow pod that stands for the reservation: ours, alive, not given back."""
+    def standing(self) -> tuple[ShadowPod, ...]:
+        """Return the shadow pods that make up the reservation, the oldest first: ours, alive, not
+        given back."""
         live = (s for s in self.ours if not is_ending(s) and not self.is_released(s))
-        return next(live, None)
+        return tuple(sorted(live, key=lambda s: (s.created, s.seen, s.name)))
+
+    @property
+    def granted(self) -> tuple[ShadowPod, ...]:
+        """Return those whose devices open in the target now."""
+        return tuple(s for s in self.standing if is_granted(self.grant_of(s)))
 
     def grant_of(self, shadow: ShadowPod) -> Grant | None:
         """Return what an agent says of this very shadow pod."""
@@ -334,12 +361,19 @@ class Observation:
     @property
     def held_back_s(self) -> float:
         """Return for how long nothing may be reserved or applied yet, after setbacks."""
-        return 0.0 if self.setback is None else max(0.0, self.setback.until - self.now)
+        if self.setback is None or self.setback.generation != self.mount.metadata.generation:
+            return 0.0
+        return max(0.0, self.setback.until - self.now)
 
 
-def is_unwanted(mount: DeviceMount) -> bool:
-    """Say whether the mount is to have no devices: it is being deleted or suspended."""
-    return mount.metadata.deletion_timestamp is not None or mount.spec.suspend
+def is_unwanted(observation: Observation) -> bool:
+    """Say whether the target pod is to have no devices: it is none any more, or the mount is being
+    deleted, suspended or expired."""
+    mount = observation.mount
+    if observation.leaving:
+        return True
+    is_deleted = mount.metadata.deletion_timestamp is not None
+    return is_deleted or mount.spec.suspend or is_expired(mount, steady=observation.steady)
 
 
 def is_ending(shadow: ShadowPod) -> bool:
@@ -356,6 +390,12 @@ def is_placed(observation: Observation, shadow: ShadowPod) -> bool:
     return shadow.scheduled or (grant is not None and bool(grant.devices))
 
 
+def holds(grant: Grant | None) -> bool:
+    """Say whether devices are the mount's by this grant, open in the target or not (yet)."""
+    gone = (GrantPhase.LOST, GrantPhase.REMOVED)
+    return grant is not None and bool(grant.devices) and grant.phase not in gone
+
+
 def is_granted(grant: Grant | None) -> bool:
     """Say whether the devices open in the target now: not where holders are being ended."""
     if grant is None:
@@ -364,31 +404,28 @@ def is_granted(grant: Grant | None) -> bool:
     return waits or grant.phase is GrantPhase.GRANTED
 
 
-def needs_target(observation: Observation) -> bool:
-    """Say whether this pass can decide only after a GET of the target pod.
-
-    Not while the mount is deleted or suspended, is mounted, waits for an Apply, or is held back
-    after a setback.
-    """
-    if is_unwanted(observation.mount):
-        return False
-    shadow = observation.current
-    if shadow is not None and is_granted(observation.grant_of(shadow)):
-        return known_container(observation, shadow.place.target_uid) is None
-    if shadow is not None and observation.agent.applying == shadow.uid:
-        return False
-    return observation.held_back_s == 0.0
-
-
 def choice(target: Target, pod: TargetPod) -> TargetContainer | None:
     """Return the container that is meant: the named, the default, the only one; else None."""
     only = pod.containers[0].name if len(pod.containers) == 1 else None
     wanted = target.container or pod.default_container or only
-    return next((container for container in pod.containers if container.name == wanted), None)
+    among = (*pod.containers, *pod.others) if target.container else pod.containers
+    return next((container for container in among if container.name == wanted), None)
+
+
+def name_of(observation: Observation, pod_uid: PodUID) -> str | None:
+    """Return the name of that target pod, a former one's too, as well as it can be told."""
+    pod = observation.target
+    if isinstance(pod, TargetPod) and pod.uid == pod_uid:
+        return pod.name
+    shadows = (s.target_name for s in observation.shadows if s.place.target_uid == pod_uid)
+    rows = (row.pod_name for row in observation.mount.status.targets if row.pod_uid == pod_uid)
+    return next(filter(None, (*shadows, *rows, observation.pod_name)), None)
 
 
 def known_container(observation: Observation, pod_uid: PodUID) -> str | None:
-    """Return the chosen container's name in that pod, from whatever tells it."""
+    """Return the name of the container that has the devices, or is to have them, in that pod."""
+    if (granted := _granted_container(observation, pod_uid)) is not None:
+        return granted
     target, pod = observation.mount.spec.target, observation.target
     if target.container is not None:
         return target.container
@@ -397,57 +434,22 @@ def known_container(observation: Observation, pod_uid: PodUID) -> str | None:
         return container.name if container else None
     if observation.agent.container is not None:
         return observation.agent.container
+    return _written_container(observation, pod_uid)
+
+
+def container_of(observation: Observation, grant: Grant) -> str | None:
+    """Return the name of the container that a grant was made to, as well as it can be told."""
+    if grant.container:
+        return grant.container
+    return observation.agent.container or _written_container(observation, grant.place.target_uid)
+
+
+def _granted_container(observation: Observation, pod_uid: PodUID) -> str | None:
+    """Ask the grants: an edit of spec.target moves nothing by itself."""
+    holding = (g for g in observation.agent.grants if g.place.target_uid == pod_uid and holds(g))
+    return next((grant.container for grant in holding if grant.container), None)
+
+
+def _written_container(observation: Observation, pod_uid: PodUID) -> str | None:
     rows = observation.mount.status.targets
     return next((row.container_name for row in rows if row.pod_uid == pod_uid), None)
-
-
-def needs_node(observation: Observation) -> NodeName | None:
-    """Return the node that explains why nothing goes on: no agent, or a scheduler complains."""
-    pod, shadow = observation.target, observation.current
-    places = [s.place.node for s in observation.ours if not observation.is_released(s)]
-    places += [g.place.node for g in observation.agent.grants if g.phase is not GrantPhase.REMOVED]
-    wanted = [pod.node] if isinstance(pod, TargetPod) and pod.node else []
-    for node in (*wanted, *places):
-        if node and node not in observation.agent.nodes:
-            return node
-    if shadow is not None and shadow.scheduler_text and shadow.place.node:
-        return shadow.place.node
-    return None
-
-
-def to_reserve(observation: Observation) -> TargetPod | None:
-    """Return the target pod for which this pass would make a shadow pod, if nothing objects."""
-    pod = observation.target
-    if observation.current is not None or is_unwanted(observation.mount):
-        return None
-    if not isinstance(pod, TargetPod) or pod.deleting or observation.held_back_s:
-        return None
-    container = choice(observation.mount.spec.target, pod)
-    runs = container is not None and container.state is ContainerState.RUNNING
-    return pod if runs and pod.node in observation.agent.nodes else None
-
-
-def needs_facts(observation: Observation) -> NodeName | None:
-    """Return the node whose profiles decide: before anything is reserved, and while it waits."""
-    pod, shadow = to_reserve(observation), observation.current
-    if pod is not None:
-        return pod.node
-    if shadow is None or is_unwanted(observation.mount) or is_placed(observation, shadow):
-        return None
-    return shadow.place.node if shadow.place.node in observation.agent.nodes else None
-
-
-def needs_priority(observation: Observation) -> str | None:
-    """Return the PriorityClass to be compared with the target's before a shadow pod has it."""
-    name = observation.mount.spec.reservation.priority_class_name
-    return name if to_reserve(observation) is not None else None
-
-
-def serialised(observation: Observation) -> frozenset[str]:
-    """Return the resources that are given to one shadow pod at a time on the node."""
-    return frozenset(fact.resource for fact in observation.facts or () if fact.serialised)
-
-
-def was_not_placed(observation: Observation) -> bool:
-    """Say whether the last attempt failed since no scheduler placed the shadow pod."""
-    return observation.setback is not None and observation.setback.reason in _NOT_PLACED

@@ -5,6 +5,8 @@ and backs off.
 Checks decide which; here is only how a setback counts and what status says of the target.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 from devicemount_operator import reasons
@@ -15,18 +17,20 @@ from devicemount_operator.decide.decision import (
     TargetPhase,
     TargetReport,
 )
+from devicemount_operator.decide.fit import fit
 from devicemount_operator.decide.observation import (
     GrantPhase,
     Holder,
     Observation,
     Setback,
+    ShadowPod,
     TargetPod,
+    holds,
     is_granted,
     known_container,
 )
 from devicemount_operator.reasons import TABLE, Reason
 
-_GIVEN_AWAY: Final = (GrantPhase.LOST, GrantPhase.REMOVED)
 PATIENCE_S: Final = 2.0  # what is over sooner is not worth a status write
 CALM_S: Final = 600.0  # failures that lie further apart have nothing to do with each other
 
@@ -65,6 +69,7 @@ def fails(
         reason=reason,
         message=reasons.message(reason, fact),
         count=count,
+        generation=observation.mount.metadata.generation,
         at=observation.now,
         until=observation.now + pause_s,
     )
@@ -94,26 +99,41 @@ def reserved_target(
     holders: tuple[Holder, ...] = (),
 ) -> TargetReport | None:
     """Describe the target that something is reserved for; None: nothing is."""
-    shadow = observation.current
-    if shadow is None:
+    shadows = _of_one_target(observation)
+    if not shadows:
         return None
-    grant = observation.grant_of(shadow)
+    place = shadows[0].place
+    grants = [observation.grant_of(shadow) for shadow in shadows]
     # Devices are named only where they open, or where processes are ended that have them open.
-    is_named = grant is not None and (is_granted(grant) or grant.phase is GrantPhase.BUSY)
-    named = grant if is_named else None
+    named = [g for g in grants if g and (is_granted(g) or g.phase is GrantPhase.BUSY)]
+    is_whole = not fit(observation).lacking
     return TargetReport(
-        pod_uid=shadow.place.target_uid,
-        node=shadow.place.node or None,
-        container=known_container(observation, shadow.place.target_uid),
-        container_id=named.container_id if named else None,
+        pod_uid=place.target_uid,
+        node=place.node or None,
+        container=known_container(observation, place.target_uid),
+        container_id=next((grant.container_id for grant in named), None),
         phase=phase,
-        shadow_pods=(shadow.name,),
-        devices=named.devices if named else (),
+        shadow_pods=tuple(shadow.name for shadow in shadows),
+        devices=tuple(device for grant in named for device in grant.devices),
         holders=holders,
-        granted_wall=named.granted_wall if named else None,
-        concerns=named.concerns if named else (),
-        is_reserved=grant is not None and bool(grant.devices) and grant.phase not in _GIVEN_AWAY,
+        granted_wall=min((g.granted_wall for g in named if g.granted_wall), default=None),
+        concerns=tuple(dict.fromkeys(concern for grant in named for concern in grant.concerns)),
+        is_reserved=is_whole and all(map(holds, grants)),
+        is_grafted=is_whole and all(map(is_granted, grants)),
     )
+
+
+def without(observation: Observation, shadows: Iterable[ShadowPod]) -> Observation:
+    """Return what will be so when these shadow pods are gone."""
+    gone = {shadow.uid for shadow in shadows}
+    rest = tuple(shadow for shadow in observation.shadows if shadow.uid not in gone)
+    return replace(observation, shadows=rest)
+
+
+def target_of(observation: Observation, pod: TargetPod) -> TargetReport:
+    """Describe that target pod, with what is reserved for it if anything is."""
+    reserved = reserved_target(observation)
+    return reserved if reserved is not None else bare_target(observation, pod)
 
 
 def bare_target(observation: Observation, pod: TargetPod) -> TargetReport:
@@ -136,7 +156,18 @@ def recent(observation: Observation) -> Setback | None:
     return setback
 
 
-def is_said_to_be_ready(observation: Observation) -> bool:
-    """Say whether status still promises that the devices open."""
-    conditions = observation.mount.status.conditions
-    return any(c.type == "Ready" and c.status == "True" for c in conditions)
+def breaks_promise(observation: Observation) -> bool:
+    """Say whether status still promises that devices open which do not (all) any more."""
+    status = observation.mount.status
+    if not any(c.type == "Ready" and c.status == "True" for c in status.conditions):
+        return False
+    named = {name for row in status.targets for name in row.shadow_pods}
+    return not named or not named <= {shadow.name for shadow in observation.granted}
+
+
+def _of_one_target(observation: Observation) -> tuple[ShadowPod, ...]:
+    """Return what stands for the target pod, or while a former one's is not given back, that."""
+    standing, pod = observation.standing, observation.target
+    uids = [shadow.place.target_uid for shadow in standing]
+    uid = pod.uid if isinstance(pod, TargetPod) and pod.uid in uids else next(iter(uids), None)
+    return tuple(shadow for shadow in standing if shadow.place.target_uid == uid)

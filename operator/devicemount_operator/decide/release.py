@@ -6,6 +6,7 @@ The order is the promise: revoke and prove, then the shadow pod, then the finali
 the first refusal, so a device that is still open keeps everything that comes after it.
 """
 
+from dataclasses import replace
 from functools import partial
 
 from devicemount_operator import reasons
@@ -22,6 +23,8 @@ from devicemount_operator.decide.decision import (
     TargetPhase,
     TargetReport,
 )
+from devicemount_operator.decide.fit import is_busy
+from devicemount_operator.decide.lifetime import is_expired
 from devicemount_operator.decide.observation import (
     FINALIZER,
     Grant,
@@ -62,6 +65,30 @@ def suspension(observation: Observation) -> Decision | None:
     )
 
 
+def expiry(observation: Observation) -> Decision | None:
+    """The mount's time is over: give everything back and keep the object."""
+    if not is_expired(observation.mount, steady=observation.steady):
+        return None
+    after = observation.mount.spec.lifetime.expire_after
+    fact = f"spec.lifetime.expireAfter ({after}) is over, the devices are given back"
+    message = reasons.message(Reason.EXPIRED, fact)
+    return Decision(
+        actions=give_back(observation),
+        report=Report(reason=Reason.EXPIRED, message=message, target=None),
+    )
+
+
+def departure(observation: Observation) -> Decision | None:
+    """The pod is no target any more: give back what it has, and say so where it had anything."""
+    if not observation.leaving:
+        return None
+    return Decision(
+        actions=give_back(observation),
+        events=_unmounted(observation),
+        setback=observation.setback,
+    )
+
+
 def give_back(observation: Observation) -> tuple[Action, ...]:
     """Return what gives back all that this mount has anywhere; what is proved is left out."""
     held = [
@@ -81,6 +108,26 @@ def give_back(observation: Observation) -> tuple[Action, ...]:
             if not shadow.deleting
         ),
     )
+
+
+def give_back_some(observation: Observation, shadows: tuple[ShadowPod, ...]) -> tuple[Action, ...]:
+    """Return what gives back these of several, together, as spec.unmount says."""
+    return (
+        *(
+            replace(remove, shadow_uids=tuple(s.uid for s in shadows if s.place == remove.place))
+            for remove in _remove_all(observation, [shadow.place for shadow in shadows])
+        ),
+        *(DeleteShadowPod(name=shadow.name, uid=shadow.uid) for shadow in shadows),
+    )
+
+
+def give_back_one(observation: Observation, shadow: ShadowPod) -> tuple[Action, ...]:
+    """Return what gives back one of several: nothing is taken from a process before it is known
+    that one has it."""
+    if is_busy(observation, shadow):
+        return give_back_some(observation, (shadow,))
+    look = Remove(place=shadow.place, policy=RemovePolicy.WAIT, shadow_uids=(shadow.uid,))
+    return look, DeleteShadowPod(name=shadow.name, uid=shadow.uid)
 
 
 def give_back_former(observation: Observation, *, target_uid: PodUID) -> tuple[Action, ...]:
@@ -177,7 +224,7 @@ def _strangers(observation: Observation) -> tuple[ShadowPod, ...]:
     return tuple(s for s in observation.shadows if not s.is_ours and not is_ending(s))
 
 
-def _remove_all(observation: Observation, places: list[Place]) -> tuple[Action, ...]:
+def _remove_all(observation: Observation, places: list[Place]) -> tuple[Remove, ...]:
     """Return what takes all back in these places, as spec.unmount says now."""
     unmount = observation.mount.spec.unmount
     if unmount.when_busy == "Wait":
@@ -205,5 +252,5 @@ def _unmounted(observation: Observation) -> tuple[Event, ...]:
     ]
     if not ids:
         return ()
-    pod = observation.mount.spec.target.pod_name
-    return (Event(EventType.NORMAL, "Unmounted", f"took {listing(ids)} from pod {pod}"),)
+    text = f"took {listing(ids)} from pod {observation.pod_name or 'that is gone'}"
+    return (Event(EventType.NORMAL, "Unmounted", text),)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any, Final, Literal
 
 from devicemount_operator.api import v1alpha1 as api
-from devicemount_operator.decide import holders
+from devicemount_operator.decide import holders, lifetime, resized
 from devicemount_operator.decide.decision import (
     Event,
     EventType,
@@ -27,7 +27,10 @@ from devicemount_operator.decide.observation import (
     Grant,
     Holder,
     Observation,
+    name_of,
 )
+from devicemount_operator.decide.size import fitted
+from devicemount_operator.decide.target import is_gone
 from devicemount_operator.decide.text import MAX_EVENT_MESSAGE, clip, listing
 from devicemount_operator.reasons import TABLE, Kind, Reason, is_note
 
@@ -54,40 +57,84 @@ class Rendered:
     events: tuple[Event, ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What the conditions say: of one target pod, or of all of them together."""
+
+    reason: Reason
+    message: str
+    ready: str | None  # status.ready
+    is_found: bool | None  # None: nothing was said about it in this pass
+    is_reserved: bool
+    is_grafted: bool
+    concerns: tuple[Concern, ...]
+
+
 def render(observation: Observation, report: Report) -> Rendered:
-    """Return the status that the report makes, if it differs from the one that stands."""
+    """Return the status that the report of the only target pod makes, if it differs from the one
+    that stands."""
+    return write(observation, summary_of(report), rows_of(observation, report))
+
+
+def write(
+    observation: Observation, summary: Summary, rows: tuple[api.TargetStatus, ...]
+) -> Rendered:
+    """Return the status that says this, if it differs from the one that stands."""
     before = observation.mount.status
-    after = api.Status(
-        observed_generation=observation.mount.metadata.generation,
-        conditions=_conditions(observation, report),
-        ready=_ready(report),
-        targets=_rows(observation, report),
+    after = fitted(
+        api.Status(
+            observed_generation=observation.mount.metadata.generation,
+            conditions=_conditions(observation, summary),
+            ready=summary.ready,
+            lifetime=lifetime.to_status(
+                observation.mount,
+                granted=[(row.pod_name, row.since) for row in rows if row.since is not None],
+                is_target_gone=is_gone(observation),
+                steady=observation.steady,
+            ),
+            targets=rows,
+        )
     )
     if after == before:
         return Rendered(None, ())
-    return Rendered(to_patch(after), _events(before, after, report))
+    return Rendered(to_patch(after), _events(before, after, summary))
 
 
 def to_patch(status: api.Status) -> dict[str, Any]:
     """Return the status as a merge patch replaces it: what is absent is null, or it would stay."""
     document = status.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if status.lifetime is not None:  # merged field by field: what it has not must be said too
+        document["lifetime"] = status.lifetime.model_dump(mode="json", by_alias=True)
     fields = (field.alias or name for name, field in api.Status.model_fields.items())
     return {name: document.get(name) or None for name in fields}
 
 
-def _ready(report: Report) -> str | None:
-    kind = TABLE[report.reason].kind
-    if kind is Kind.SUSPENDED:
-        return None
-    return "1/1" if kind in (Kind.READY, Kind.DEGRADED, Kind.NOTE) else "0/1"
+def summary_of(report: Report) -> Summary:
+    """Return what the conditions say of the only target pod."""
+    target, kind = report.target, TABLE[report.reason].kind
+    is_silent = target is None and report.reason is not Reason.TARGET_NOT_FOUND
+    return Summary(
+        reason=report.reason,
+        message=report.message,
+        ready=None if kind is Kind.SUSPENDED else f"{int(is_ready(kind))}/1",
+        is_found=None if is_silent else target is not None,
+        is_reserved=target is not None and target.is_reserved,
+        is_grafted=target is not None and target.is_grafted,
+        concerns=target.concerns if target else (),
+    )
+
+
+def is_ready(kind: Kind) -> bool:
+    """Say whether devices open in a target pod of which a reason of this kind is told."""
+    return kind in (Kind.READY, Kind.DEGRADED, Kind.NOTE)
 
 
 # Conditions
 
 
-def _conditions(observation: Observation, report: Report) -> tuple[api.Condition, ...]:
+def _conditions(observation: Observation, summary: Summary) -> tuple[api.Condition, ...]:
     earlier = {condition.type: condition for condition in observation.mount.status.conditions}
-    reason, message = report.reason.value, clip(report.message, api.MAX_MESSAGE)
+    reason, message = summary.reason.value, clip(summary.message, api.MAX_MESSAGE)
     made = [
         api.Condition(
             type=kind,
@@ -96,26 +143,23 @@ def _conditions(observation: Observation, report: Report) -> tuple[api.Condition
             message="" if why else message,
             observed_generation=observation.mount.metadata.generation,
         )
-        for kind, holds, why in _facts(report)
+        for kind, holds, why in _facts(summary)
     ]
-    made += _degraded(observation, report)
+    made += _degraded(observation, summary)
     now = datetime.fromtimestamp(int(observation.wall), UTC)
     return tuple(_timed(condition, earlier.get(condition.type), now) for condition in made)
 
 
-def _facts(report: Report) -> list[tuple[str, bool, str]]:
-    """Return (type, whether it holds, a reason of its own or "" for the report's)."""
-    target = report.target
-    granted = target is not None and target.granted_wall is not None
-    reserved = target is not None and target.is_reserved
+def _facts(summary: Summary) -> list[tuple[str, bool, str]]:
+    """Return (type, whether it holds, a reason of its own or "" for the summary's)."""
+    found, reserved, granted = summary.is_found, summary.is_reserved, summary.is_grafted
     aspects = [
-        ("TargetFound", target is not None, "TargetFound" if target else ""),
         ("Reserved", reserved, "Reserved" if reserved else ""),
         ("Grafted", granted, "Grafted" if granted else ""),
     ]
-    if target is None and report.reason is not Reason.TARGET_NOT_FOUND:
-        del aspects[0]  # nothing was said about it in this pass
-    match TABLE[report.reason].kind:
+    if found is not None:
+        aspects.insert(0, ("TargetFound", found, "TargetFound" if found else ""))
+    match TABLE[summary.reason].kind:
         case Kind.READY | Kind.DEGRADED | Kind.NOTE:
             return [("Ready", True, ""), *aspects]
         case Kind.SUSPENDED:
@@ -126,10 +170,9 @@ def _facts(report: Report) -> list[tuple[str, bool, str]]:
             return [("Ready", False, ""), ("Stalled", True, ""), *aspects]
 
 
-def _degraded(observation: Observation, report: Report) -> list[api.Condition]:
+def _degraded(observation: Observation, summary: Summary) -> list[api.Condition]:
     """Return the condition of what is amiss although the devices open; none while nothing is."""
-    told = report.target.concerns if report.target else ()
-    concerns = [concern for concern in told if not is_note(concern.reason)]
+    concerns = [concern for concern in summary.concerns if not is_note(concern.reason)]
     if not concerns:
         return []
     return [
@@ -156,7 +199,7 @@ def _timed(condition: api.Condition, earlier: api.Condition | None, now: datetim
 # Targets
 
 
-def _rows(observation: Observation, report: Report) -> tuple[api.TargetStatus, ...]:
+def rows_of(observation: Observation, report: Report) -> tuple[api.TargetStatus, ...]:
     """Return one row for each pod: what the report is about, then what must not be forgotten."""
     told = () if report.target is None else (report.target,)
     by_pod = {target.pod_uid: target for target in reversed((*told, *report.unproved))}
@@ -165,7 +208,6 @@ def _rows(observation: Observation, report: Report) -> tuple[api.TargetStatus, .
 
 
 def _row(observation: Observation, report: Report, target: TargetReport) -> api.TargetStatus:
-    mount = observation.mount
     since = (
         None
         if target.granted_wall is None
@@ -175,12 +217,12 @@ def _row(observation: Observation, report: Report, target: TargetReport) -> api.
     cut = clip(_cut(target, devices), api.MAX_MESSAGE // 2)
     return api.TargetStatus(
         pod_uid=target.pod_uid,
-        pod_name=mount.spec.target.pod_name,
+        pod_name=name_of(observation, target.pod_uid),
         node_name=target.node,
         container_name=target.container,
-        container_id=target.container_id,
+        container_id=_container_id(observation, target),
         phase=target.phase.value,
-        shadow_pods=target.shadow_pods,
+        shadow_pods=target.shadow_pods[: api.MAX_SHADOW_PODS],
         since=since,
         devices=devices,
         holders=tuple(
@@ -190,6 +232,17 @@ def _row(observation: Observation, report: Report, target: TargetReport) -> api.
         reason=report.reason.value,
         message=clip(report.message, api.MAX_MESSAGE - len(cut)) + cut,
     )
+
+
+def _container_id(observation: Observation, target: TargetReport) -> str | None:
+    """Return the container that the devices were last known in: while its agent is silent too, so
+    that another operator still knows of which container an end proves something (`proof`)."""
+    if target.container_id is not None:
+        return clip(target.container_id, _MAX_CONTAINER_ID) or None
+    for row in observation.mount.status.targets:
+        if row.pod_uid == target.pod_uid and set(row.shadow_pods) & set(target.shadow_pods):
+            return row.container_id
+    return None
 
 
 def _devices(target: TargetReport) -> tuple[api.Device, ...]:
@@ -217,7 +270,7 @@ def _device(device: Device, *, room: int) -> api.Device:
                 type="b" if node.type == "b" else "c",
                 major=node.major,
                 minor=node.minor,
-                access=node.access[:3],
+                access=clip(node.access, 3),
             )
             for node in nodes
         ),
@@ -282,27 +335,28 @@ def _step(start_ms: float, step_ms: float | None) -> float | None:
 # Events
 
 
-def _events(before: api.Status, after: api.Status, report: Report) -> tuple[Event, ...]:
+def _events(before: api.Status, after: api.Status, summary: Summary) -> tuple[Event, ...]:
     """Return the Event of a new reason; a message that only changes its wording is none."""
-    return (*_of_reason(before, report), *_of_health(before, after, report))
+    told = (*_of_reason(before, summary), *_of_health(before, after, summary))
+    return (*told, *resized.tell(before, after))
 
 
-def _of_reason(before: api.Status, report: Report) -> tuple[Event, ...]:
+def _of_reason(before: api.Status, summary: Summary) -> tuple[Event, ...]:
     spoken = {c.reason for c in before.conditions if c.type in ("Ready", "Suspended")}
-    if report.reason in _SILENT or report.reason.value in spoken:
+    if summary.reason in _SILENT or summary.reason.value in spoken:
         return ()
-    good = TABLE[report.reason].kind in (Kind.READY, Kind.SUSPENDED)
+    good = TABLE[summary.reason].kind in (Kind.READY, Kind.SUSPENDED)
     kind = EventType.NORMAL if good else EventType.WARNING
-    return (Event(kind, report.reason.value, clip(report.message, MAX_EVENT_MESSAGE)),)
+    return (Event(kind, summary.reason.value, clip(summary.message, MAX_EVENT_MESSAGE)),)
 
 
-def _of_health(before: api.Status, after: api.Status, report: Report) -> tuple[Event, ...]:
+def _of_health(before: api.Status, after: api.Status, summary: Summary) -> tuple[Event, ...]:
     """Return the Event of what is amiss now, or is not any more while the devices open."""
     was, now = _find(before, DEGRADED), _find(after, DEGRADED)
     if now is not None and (was is None or was.reason != now.reason):
         text = clip(f"{now.reason}: {now.message}", MAX_EVENT_MESSAGE)
         return (Event(EventType.WARNING, DEGRADED, text),)
-    if was is not None and now is None and TABLE[report.reason].kind is Kind.READY:
+    if was is not None and now is None and TABLE[summary.reason].kind is Kind.READY:
         return (Event(EventType.NORMAL, RECOVERED, f"{was.reason} is over"),)
     return ()
 

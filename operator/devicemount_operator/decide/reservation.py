@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The reservation: the one shadow pod that asks scheduler and kubelet for this mount's devices.
+"""The reservation: the shadow pods that ask scheduler and kubelet for this mount's devices, one for
+what is missing whenever something is.
 
-Lost, left over, refused, missing, not placed, not running: each is one check. What costs a pod
-backs off.
+Lost, left over, refused, missing, not placed, not running: each is one check, and what happens to
+one shadow pod does not concern the others. What costs a pod backs off.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
-from devicemount_operator import shadow_pod
+from devicemount_operator import reasons, shadow_pod
 from devicemount_operator.decide import outcome, release
 from devicemount_operator.decide.decision import (
     AddFinalizer,
@@ -16,8 +18,11 @@ from devicemount_operator.decide.decision import (
     DeleteShadowPod,
     Remove,
     RemovePolicy,
+    Report,
     StartApply,
 )
+from devicemount_operator.decide.fit import fit
+from devicemount_operator.decide.needs import unplaced
 from devicemount_operator.decide.observation import (
     FINALIZER,
     Observation,
@@ -27,8 +32,8 @@ from devicemount_operator.decide.observation import (
     TargetPod,
     choice,
     is_ending,
-    is_placed,
 )
+from devicemount_operator.decide.text import listing
 from devicemount_operator.reasons import Reason
 
 HOLD_DOWN_S: Final = 25.0  # the fence stands only while `hold` runs; the agent acts after 20 s
@@ -36,7 +41,26 @@ UNSEEN_S: Final = 30.0  # no scheduler has said a word about the pod
 YIELD_S: Final = 5.0  # given up when it is not placed by then, where others wait for their turn
 RETRY_S: Final = 10.0  # while a scheduler refuses: is the target still there?
 
-_TOO_FEW = ("UnexpectedAdmissionError", "TopologyAffinityError")  # and OutOf<resource>
+# Why a kubelet rejects a pod; of either kind also OutOf<resource>.
+_TOO_FEW = ("UnexpectedAdmissionError", "TopologyAffinityError")
+_NO_ROOM = ("Evicted", "NodeAffinity", "TaintToleration", "NodeShutdown", "Preempting")
+
+
+def remains(observation: Observation) -> Decision | None:
+    """A shadow pod is deleted and stays, held by somebody's finalizer, while the mount has all that
+    it wants: have it proved once that nothing can be used by it, and say nothing."""
+    named = {name for row in observation.mount.status.targets for name in row.shadow_pods}
+    kept = tuple(
+        (shadow.place, shadow.uid)
+        for shadow in observation.ours
+        if shadow.deleting
+        and release.is_lost(observation, shadow)
+        and observation.grant_of(shadow) is None
+        and shadow.name not in named
+    )
+    if not kept or not observation.standing or not fit(observation).is_exact:
+        return None
+    return Decision(actions=release.give_up(kept), requeue_after_s=0.0, setback=observation.setback)
 
 
 def ended(observation: Observation) -> Decision | None:
@@ -57,6 +81,7 @@ def ended(observation: Observation) -> Decision | None:
                 if release.is_lost(observation, shadow) and not shadow.deleting
             ),
         ),
+        target=outcome.reserved_target(_unlost(observation)),
     )
 
 
@@ -67,7 +92,7 @@ def forgotten(observation: Observation) -> Decision | None:
         return None
     return outcome.waits(
         observation,
-        reason=Reason.RESERVING,
+        reason=Reason.RESERVATION_LOST,
         fact="the shadow pod that status names is gone",
         actions=release.give_up_places(places),
         requeue_after_s=0.0,
@@ -100,20 +125,22 @@ def left_over(observation: Observation) -> Decision | None:
 
 
 def in_the_way(observation: Observation) -> Decision | None:
-    """No scheduler places the shadow pod, and others wait for their turn, for which it stands."""
-    shadow = observation.current
-    if shadow is None or is_placed(observation, shadow) or _may_stand_s(observation, shadow) > 0:
+    """No scheduler places a shadow pod, and others wait for their turn, for which it stands."""
+    shadow = unplaced(observation)
+    if shadow is None or _may_stand_s(observation, shadow) > 0:
         return None
     found = _refusal_to_place(observation, shadow)
     if found is None:
         return None
     reason, fact = found
-    return outcome.fails(observation, reason=reason, fact=fact, actions=discard(shadow))
+    return _discarded(observation, reason=reason, fact=fact, shadows=(shadow,))
 
 
 def missing(observation: Observation) -> Decision | None:
-    """Nothing is reserved: make a shadow pod, and ask the agent without waiting for it to run."""
-    if observation.current is not None:
+    """Not all is reserved: make one shadow pod for the rest, and ask the agent without waiting for
+    it to run."""
+    lacking = fit(observation).lacking
+    if not lacking:
         return None
     if observation.held_back_s and observation.setback is not None:
         return outcome.held_back(observation, observation.setback)
@@ -133,23 +160,24 @@ def missing(observation: Observation) -> Decision | None:
         place=Place(node=pod.node, target_uid=pod.uid),
         container=container.name,
         container_id=container.container_id,
-        shadow_uid=None,
+        shadow_uids=tuple(shadow.uid for shadow in observation.standing),
     )
     return Decision(
         actions=(
-            CreateShadowPod(ordinal),
+            CreateShadowPod(ordinal, lacking),
             *(() if _must_run_first(observation) else (apply,)),
             *((AddFinalizer(),) if lacks else ()),
         ),
+        report=_reserving(observation, lacking) if outcome.breaks_promise(observation) else None,
         requeue_after_s=outcome.PATIENCE_S,
         setback=observation.setback,
     )
 
 
 def not_placed(observation: Observation) -> Decision | None:
-    """A scheduler refuses the shadow pod, is kept from it by a gate, or has not looked at it."""
-    shadow = observation.current
-    if shadow is None or is_placed(observation, shadow):
+    """A scheduler refuses a shadow pod, is kept from it by a gate, or has not looked at it."""
+    shadow = unplaced(observation)
+    if shadow is None:
         return None
     found = _refusal_to_place(observation, shadow)
     if found is None:
@@ -166,28 +194,31 @@ def not_placed(observation: Observation) -> Decision | None:
 
 def served_by_dra(observation: Observation) -> Decision | None:
     """The devices come from a ResourceClaim, of which the kubelet's plugin answers know nothing."""
-    shadow = observation.current
-    if shadow is None or not shadow.claim:
+    served = tuple(shadow for shadow in observation.standing if shadow.claim)
+    if not served:
         return None
+    claim, name = served[0].claim, served[0].name
     return outcome.fails(
         observation,
         reason=Reason.ALLOCATED_BY_DRA,
-        fact=f"ResourceClaim {shadow.claim} serves the devices of shadow pod {shadow.name}",
-        actions=release.give_back(observation),
+        fact=f"ResourceClaim {claim} serves the devices of shadow pod {name}",
+        actions=release.give_back_some(observation, served),
+        target=outcome.reserved_target(outcome.without(observation, served)),
     )
 
 
 def unguarded(observation: Observation) -> Decision | None:
     """`hold` has not run for too long: without the fence nothing may be granted."""
-    shadow = observation.current
-    if shadow is None or not is_unguarded(observation, shadow):
+    shadows = tuple(s for s in observation.standing if is_unguarded(observation, s))
+    if not shadows:
         return None
+    shadow = shadows[0]
     why = f": {shadow.hold_text}" if shadow.hold_text else ""
-    return outcome.fails(
+    return _discarded(
         observation,
         reason=Reason.SHADOW_NOT_RUNNING,
         fact=f"shadow pod {shadow.name} has not run for {HOLD_DOWN_S:.0f} s{why}",
-        actions=discard(shadow),
+        shadows=shadows,
     )
 
 
@@ -211,6 +242,19 @@ def discard(shadow: ShadowPod) -> tuple[Remove, DeleteShadowPod]:
     )
 
 
+def _discarded(
+    observation: Observation, *, reason: Reason, fact: str, shadows: tuple[ShadowPod, ...]
+) -> Decision:
+    """Fail for the sake of these shadow pods; the others stay what they are."""
+    return outcome.fails(
+        observation,
+        reason=reason,
+        fact=fact,
+        actions=tuple(action for shadow in shadows for action in discard(shadow)),
+        target=outcome.reserved_target(outcome.without(observation, shadows)),
+    )
+
+
 def free_ordinal(observation: Observation, target_uid: PodUID) -> int | None:
     """Return the first ordinal whose name no pod that we know has."""
     taken = {
@@ -219,6 +263,20 @@ def free_ordinal(observation: Observation, target_uid: PodUID) -> int | None:
         if shadow.place.target_uid == target_uid
     }
     return next((n for n in range(shadow_pod.MAX_ORDINALS) if n not in taken), None)
+
+
+def _reserving(observation: Observation, lacking: Mapping[str, int]) -> Report:
+    names = listing([f"{count} {name}" for name, count in sorted(lacking.items())])
+    return Report(
+        reason=Reason.RESERVING,
+        message=reasons.message(Reason.RESERVING, f"{names} is being reserved"),
+        target=outcome.reserved_target(observation),
+    )
+
+
+def _unlost(observation: Observation) -> Observation:
+    gone = [shadow for shadow in observation.ours if release.is_lost(observation, shadow)]
+    return outcome.without(observation, gone)
 
 
 def _must_run_first(observation: Observation) -> bool:
@@ -240,13 +298,22 @@ def _loss(observation: Observation, uids: set[PodUID]) -> tuple[Reason, str]:
     if not is_ending(shadow):
         return Reason.RESERVATION_LOST, f"the device of shadow pod {shadow.name} is another's now"
     if shadow.deleting:
-        return Reason.RESERVATION_LOST, f"shadow pod {shadow.name} was deleted or evicted"
+        why = f" ({shadow.disruption})" if shadow.disruption else ""
+        return Reason.RESERVATION_LOST, f"shadow pod {shadow.name} was deleted or evicted{why}"
     text = ": ".join(part for part in (shadow.failure, shadow.failure_text) if part)
     fact = f"shadow pod {shadow.name} has ended ({text or shadow.phase.value})"
     if shadow.uid in granted:
         return Reason.RESERVATION_LOST, fact
-    too_few = shadow.failure in _TOO_FEW or shadow.failure.startswith("OutOf")
-    return (Reason.INSUFFICIENT if too_few else Reason.SHADOW_NOT_RUNNING), fact
+    return _of_rejection(shadow), fact
+
+
+def _of_rejection(shadow: ShadowPod) -> Reason:
+    """Tell whether the kubelet has too few devices, has no room, or let it come and it ended."""
+    missing = shadow.failure.removeprefix("OutOf")
+    if shadow.failure in _TOO_FEW or missing in shadow.resources:
+        return Reason.INSUFFICIENT
+    is_rejected = missing != shadow.failure or shadow.failure in _NO_ROOM
+    return Reason.UNSCHEDULABLE if is_rejected else Reason.SHADOW_NOT_RUNNING
 
 
 def _refusal_to_place(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str] | None:
@@ -261,10 +328,10 @@ def _refusal_to_place(observation: Observation, shadow: ShadowPod) -> tuple[Reas
         return Reason.UNSCHEDULABLE, fact
     if (shortage := _shortage(observation, shadow)) is not None:
         return shortage
-    limits = observation.mount.spec.resources.limits
-    short = [name for name in limits if f"Insufficient {name}" in shadow.scheduler_text]
+    counts = shadow.resources
+    short = [name for name in counts if f"Insufficient {name}" in shadow.scheduler_text]
     if short:
-        wanted = ", ".join(f"{limits[name]} {name}" for name in short)
+        wanted = ", ".join(f"{counts[name]} {name}" for name in short)
         short_of = f"node {shadow.place.node} has too few free: {wanted} asked for"
         fact = f"{short_of} ({shadow.scheduler_text})"
         return Reason.INSUFFICIENT, fact
@@ -280,11 +347,13 @@ def _may_stand_s(observation: Observation, shadow: ShadowPod) -> float:
 
 def _shortage(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str] | None:
     """Say what the node can never give, however idle it is."""
-    if observation.node is None or observation.node.name != shadow.place.node:
+    node = observation.node
+    if node is None or node.is_deleted or node.name != shadow.place.node:
         return None
-    has = observation.node.allocatable
+    has = node.allocatable
     absent = {fact.resource: fact.driver_missing for fact in observation.facts or ()}
-    for name, count in observation.mount.spec.resources.limits.items():
+    for name in shadow.resources:
+        count = observation.mount.spec.resources.limits.get(name, 0)
         if not has.get(name) and (lacks := absent.get(name)):
             fact = f"node {shadow.place.node} offers no {name}: {lacks}"
             return Reason.DRIVER_MISSING, fact
@@ -296,8 +365,7 @@ def _shortage(observation: Observation, shadow: ShadowPod) -> tuple[Reason, str]
     return None
 
 
-def guard_check_in_s(observation: Observation, shadow: ShadowPod) -> float | None:
-    """Return when to look whether `hold` runs, or None while it does."""
-    if shadow.hold_down_since is None:
-        return None
-    return max(0.0, shadow.hold_down_since + HOLD_DOWN_S - observation.now)
+def guard_check_in_s(observation: Observation) -> float | None:
+    """Return when to look whether every `hold` runs, or None while they do."""
+    down = [s.hold_down_since for s in observation.standing if s.hold_down_since is not None]
+    return max(0.0, min(down) + HOLD_DOWN_S - observation.now) if down else None

@@ -9,8 +9,9 @@ from typing import Final
 
 from devicemount_agent_api.labels import ENABLED_LABEL, ENABLED_VALUE
 from devicemount_operator.api.v1alpha1 import Target
-from devicemount_operator.decide import outcome, release
-from devicemount_operator.decide.decision import Decision
+from devicemount_operator.decide import lifetime, outcome, release
+from devicemount_operator.decide.decision import Decision, DeleteMount, Event, EventType
+from devicemount_operator.decide.fit import fit
 from devicemount_operator.decide.observation import (
     ContainerState,
     GrantPhase,
@@ -21,24 +22,54 @@ from devicemount_operator.decide.observation import (
     TargetPod,
     choice,
 )
+from devicemount_operator.decide.text import listing
 from devicemount_operator.reasons import Reason
 
+DELETED_WITH_TARGET: Final = "DeletedWithTarget"
 POLL_S: Final = 2.0  # a target that is waited for is read again after this time
 LABEL_POLL_S: Final = 5.0  # an agent takes seconds to start once its node has the label
 RARE_POLL_S: Final = 15.0  # a target that must be replaced first: nobody waits for the second
+
+
+def is_gone(observation: Observation) -> bool | None:
+    """Say whether the target pod will not run again; None: it was not read in this pass."""
+    pod = observation.target
+    if pod is None:
+        return None
+    return isinstance(pod, TargetAbsent) or pod.phase in (PodPhase.SUCCEEDED, PodPhase.FAILED)
+
+
+def outlived(observation: Observation) -> Decision | None:
+    """The target that had the devices is gone for good, and the mount is to go with it."""
+    gone_s = lifetime.gone_s(observation.mount, steady=observation.steady)
+    if not observation.mount.spec.lifetime.delete_with_target or not is_gone(observation):
+        return None
+    if gone_s is None or gone_s < lifetime.RETURN_S:
+        return None
+    text = f"pod {observation.mount.spec.target.pod_name} is gone for good"
+    text += ", and spec.lifetime.deleteWithTarget is true"
+    return Decision(
+        actions=(*release.give_back(observation), DeleteMount()),
+        events=(Event(EventType.NORMAL, DELETED_WITH_TARGET, text),),
+        requeue_after_s=POLL_S,
+        setback=observation.setback,
+    )
 
 
 def absent(observation: Observation) -> Decision | None:
     """The target pod does not exist: give back what a former pod of that name had."""
     if not isinstance(observation.target, TargetAbsent):
         return None
-    name = observation.mount.spec.target.pod_name
+    name, namespace = observation.pod_name, observation.mount.metadata.namespace
+    fact = f"pod {name} does not exist in namespace {namespace}"
+    if not name:
+        fact = f"no pod of namespace {namespace} matches spec.target.selector"
     return outcome.waits(
         observation,
         reason=Reason.TARGET_NOT_FOUND,
-        fact=f"pod {name} does not exist in namespace {observation.mount.metadata.namespace}",
+        fact=fact,
         actions=release.give_back(observation),
-        requeue_after_s=POLL_S,
+        requeue_after_s=POLL_S if name else None,
     )
 
 
@@ -52,7 +83,7 @@ def finished(observation: Observation) -> Decision | None:
         reason=Reason.TARGET_FINISHED,
         fact=fact,
         actions=release.give_back(observation),
-        requeue_after_s=POLL_S,
+        requeue_after_s=_poll_s(observation),
         target=outcome.bare_target(observation, pod),
     )
 
@@ -63,13 +94,13 @@ def undecided(observation: Observation) -> Decision | None:
     if not isinstance(pod, TargetPod) or choice(observation.mount.spec.target, pod) is not None:
         return None
     reason, problem = _no_choice(observation.mount.spec.target, pod)
-    names = ", ".join(container.name for container in pod.containers)
+    names = ", ".join(container.name for container in (*pod.containers, *pod.others))
     return outcome.waits(
         observation,
         reason=reason,
         fact=f"pod {pod.name} has {problem}; it has: {names}",
         requeue_after_s=RARE_POLL_S,
-        target=outcome.bare_target(observation, pod),
+        target=outcome.target_of(observation, pod),
     )
 
 
@@ -82,8 +113,8 @@ def not_running(observation: Observation) -> Decision | None:
         observation,
         reason=Reason.TARGET_NOT_RUNNING,
         fact=fact,
-        requeue_after_s=POLL_S,
-        target=outcome.reserved_target(observation) or outcome.bare_target(observation, pod),
+        requeue_after_s=_poll_s(observation),
+        target=outcome.target_of(observation, pod),
     )
 
 
@@ -98,17 +129,37 @@ def without_agent(observation: Observation) -> Decision | None:
         reason=Reason.NODE_NOT_ENABLED if disabled else Reason.AGENT_UNAVAILABLE,
         fact=disabled or f"no node agent is ready on node {pod.node}",
         requeue_after_s=LABEL_POLL_S if disabled else POLL_S,
-        target=outcome.reserved_target(observation) or outcome.bare_target(observation, pod),
+        target=outcome.target_of(observation, pod),
+    )
+
+
+def after_others(observation: Observation) -> Decision | None:
+    """Another pod was meant before: what it has is given back before this one gets anything."""
+    pod = observation.target
+    if not observation.after or not isinstance(pod, TargetPod) or not fit(observation).lacking:
+        return None
+    return outcome.waits(
+        observation,
+        reason=Reason.RESERVING,
+        fact=f"what pod {listing(observation.after)} has is given back first",
+        requeue_after_s=POLL_S,
+        target=outcome.target_of(observation, pod),
     )
 
 
 def not_enabled(observation: Observation) -> str | None:
     """Say that the node that was read has no agent since it lacks the label, and what sets it."""
     node = observation.node
-    if node is None or node.is_enabled or node.name in observation.agent.nodes:
+    if node is None or node.is_enabled or node.is_deleted or node.name in observation.agent.nodes:
         return None
     command = f"kubectl label node {node.name} {ENABLED_LABEL}={ENABLED_VALUE}"
     return f"no node agent runs on node {node.name}, which is not enabled for it: {command}"
+
+
+def _poll_s(observation: Observation) -> float:
+    """Return when to read the target pod again: of pods that are selected a watch tells."""
+    is_named = observation.mount.spec.target.selector is None
+    return POLL_S if is_named else RARE_POLL_S
 
 
 def _no_choice(target: Target, pod: TargetPod) -> tuple[Reason, str]:
@@ -149,6 +200,5 @@ def _because(container: TargetContainer) -> str:
 
 
 def _agent_saw_it_end(observation: Observation) -> bool:
-    shadow = observation.current
-    grant = observation.grant_of(shadow) if shadow else None
-    return grant is not None and grant.phase is GrantPhase.TARGET_ENDED
+    grants = [observation.grant_of(shadow) for shadow in observation.standing]
+    return any(grant is not None and grant.phase is GrantPhase.TARGET_ENDED for grant in grants)

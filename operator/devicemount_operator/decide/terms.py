@@ -10,7 +10,8 @@ from typing import Final
 
 from devicemount_operator.decide import outcome
 from devicemount_operator.decide.decision import Decision
-from devicemount_operator.decide.observation import Observation, TargetPod, to_reserve
+from devicemount_operator.decide.needs import to_reserve
+from devicemount_operator.decide.observation import Observation, TargetPod
 from devicemount_operator.decide.text import listing
 from devicemount_operator.reasons import Reason
 
@@ -24,7 +25,7 @@ def unmet(observation: Observation) -> Decision | None:
         return None
     reason, fact = found
     return outcome.fails(
-        observation, reason=reason, fact=fact, target=outcome.bare_target(observation, pod)
+        observation, reason=reason, fact=fact, target=outcome.target_of(observation, pod)
     )
 
 
@@ -34,7 +35,7 @@ def out_of_turn(observation: Observation) -> Decision | None:
     if pod is None or turn is None or not turn.ahead:
         return None
     waited_s = observation.now - turn.since
-    if waited_s < outcome.PATIENCE_S and not outcome.is_said_to_be_ready(observation):
+    if waited_s < outcome.PATIENCE_S and not outcome.breaks_promise(observation):
         return Decision(requeue_after_s=outcome.PATIENCE_S - waited_s, setback=observation.setback)
     names = ", ".join(fact.resource for fact in observation.facts or () if fact.serialised)
     return outcome.waits(
@@ -42,7 +43,7 @@ def out_of_turn(observation: Observation) -> Decision | None:
         reason=Reason.RESERVING,
         fact=f"{names} is given to one pod of node {pod.node} at a time, and {turn.ahead} is first",
         requeue_after_s=TURN_S,
-        target=outcome.bare_target(observation, pod),
+        target=outcome.target_of(observation, pod),
     )
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from component.operator import control_plane, stub_agent
+from component.operator import control_plane, fault_proxy, stub_agent
+from component.operator.fault_proxy import FaultProxy
 from component.operator.scene import Scene
 from devicemount_operator.transport import Transport
 
@@ -22,6 +23,19 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[control_pla
 @pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return stub_agent.make_certificates(tmp_path_factory.mktemp("agent-tls"))
+
+
+@pytest.fixture
+async def faults(
+    scene: Scene,
+    api_server: control_plane.ControlPlane,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> AsyncIterator[FaultProxy]:
+    """What the operator of this test reaches the API server through."""
+    async with fault_proxy.between(api_server, tmp_path) as proxy:
+        monkeypatch.setenv("KUBECONFIG", str(proxy.kubeconfig))
+        yield proxy
 
 
 @pytest.fixture

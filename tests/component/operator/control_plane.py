@@ -40,6 +40,9 @@ class ControlPlane:
         Path  # of another one: what it asks for stands in the audit log under its name
     )
     audit_log: Path
+    url: str
+    authority: Path
+    operator: pki.Pair
 
 
 @contextmanager
@@ -108,7 +111,12 @@ def running(directory: Path) -> Iterator[ControlPlane]:
         context.load_cert_chain(admin.certificate, admin.key)
         _wait_ready(f"{url}/readyz", context, server, directory / "kube-apiserver.log")
         yield ControlPlane(
-            directory / "admin.kubeconfig", directory / "operator.kubeconfig", audit_log
+            directory / "admin.kubeconfig",
+            directory / "operator.kubeconfig",
+            audit_log,
+            url,
+            authority.certificate,
+            operator,
         )
 
 

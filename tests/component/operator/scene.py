@@ -59,6 +59,7 @@ class Scene:
             agent_poll_s=0.1,
             agent_check_s=0.1,
             lease_retry_s=0.5,
+            lease_watch_s=0.2,
         )
         self._audit = audit
 
@@ -87,6 +88,15 @@ class Scene:
             await self.delete(self.pod_path(pod["metadata"]["name"]), grace_s=0)
 
     # The operator
+
+    def with_lease(self, *, duration_s: float, renew_deadline_s: float, retry_s: float) -> Settings:
+        """Return settings with which the Lease changes hands sooner."""
+        return replace(
+            self.settings,
+            lease_duration_s=duration_s,
+            lease_renew_deadline_s=renew_deadline_s,
+            lease_retry_s=retry_s,
+        )
 
     @asynccontextmanager
     async def operator(self, **changed: Any) -> AsyncIterator[asyncio.Event]:
@@ -118,6 +128,16 @@ class Scene:
                         part for part in (what["resource"], what.get("subresource")) if part
                     )
                     writes.append(f"{entry['verb']} {resource}")
+
+    def resyncs(self) -> int:
+        """Return how often the operator has listed all DeviceMounts."""
+        with self._audit.open() as file:
+            entries = [entry for entry in map(json.loads, file) if entry["verb"] == "list"]
+        return sum(
+            entry["user"]["username"] == OPERATOR
+            and entry.get("objectRef", {}).get("resource") == "devicemounts"
+            for entry in entries
+        )
 
     # The cluster
 
@@ -166,9 +186,14 @@ class Scene:
         await self.delete(f"/api/v1/namespaces/{SYSTEM}/pods/devicemount-agent-1", grace_s=0)
 
     async def running_pod(
-        self, name: str = "target", containers: tuple[str, ...] = ("main",)
+        self,
+        name: str = "target",
+        containers: tuple[str, ...] = ("main",),
+        *,
+        labels: dict[str, str] | None = None,
     ) -> JsonObject:
-        pod = await self.call("POST", self.pod_path(""), pod_body(name, self.namespace, containers))
+        body = pod_body(name, self.namespace, containers, labels=labels)
+        pod = await self.call("POST", self.pod_path(""), body)
         await self.set_status(name, running(containers))
         return pod
 
@@ -269,7 +294,9 @@ class Scene:
 
     # Waiting
 
-    async def eventually(self, watched: Watched, *, within_s: float = DEADLINE_S) -> Any:
+    async def eventually(
+        self, watched: Watched, *, within_s: float = DEADLINE_S, every_s: float = 0.02
+    ) -> Any:
         """Return the first truthy answer.
 
         An answer that is empty or an ApiError is asked for again.
@@ -285,7 +312,7 @@ class Scene:
                 if answer:
                     return answer
             assert time.monotonic() < deadline, f"not within {within_s} s; last: {last}"
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(every_s)
 
     async def becomes(
         self, reason: str, name: str = "dm", *, within_s: float = DEADLINE_S

@@ -20,25 +20,39 @@ from devicemount_testbed import pki
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-LOOP0 = agent_pb2.Device(
-    resource="testbed.devicemount.io/loop",
-    id="loop0",
-    nodes=[agent_pb2.Node(path="/dev/loop0", type="b", major=7, minor=0, access="rw")],
-)
+
+def loop(number: int) -> agent_pb2.Device:
+    node = agent_pb2.Node(path=f"/dev/loop{number}", type="b", major=7, minor=number, access="rw")
+    resource = "testbed.devicemount.io/loop"
+    return agent_pb2.Device(resource=resource, id=f"loop{number}", nodes=[node])
+
+
+LOOP0 = loop(0)
 CONTAINER_ID = "c" * 64
 GRANTED_NS = 1_800_000_000_000_000_000
+_ORDER = [  # the least is what is said of all together
+    agent_pb2.WAITING,
+    agent_pb2.LOST_PHASE,
+    agent_pb2.TARGET_ENDED,
+    agent_pb2.BUSY,
+    agent_pb2.GRANTED,
+]
 
 
 @dataclass
 class StubAgent(agent_pb2_grpc.AgentServicer):
     """Grants at once unless `gate` is cleared.
 
-    `holders` make it busy; `refusal` makes Apply fail.
+    `holders` make it busy, or only the shadow pods in `held`; `refusal` makes Apply fail.
     """
 
     port: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
+    remove_gate: asyncio.Event = field(default_factory=asyncio.Event)
+    removing: int = 0
+    most_removing: int = 0
     holders: list[agent_pb2.Holder] = field(default_factory=list)
+    held: frozenset[str] | None = None  # UIDs; None: all
     refusal: tuple[grpc.StatusCode, str, str] | None = None
     applies: list[agent_pb2.ApplyRequest] = field(default_factory=list)
     removes: list[agent_pb2.RemoveRequest] = field(default_factory=list)
@@ -69,33 +83,45 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
         if removed.is_set():
             text = "a Remove came after it"
             await context.abort(grpc.StatusCode.ABORTED, text, ((REASON_KEY, "StaleRequest"),))
-        return self._say(request.key, request.shadow_pods, agent_pb2.GRANTED)
+        state = self._state(request.key)
+        for n, pod in enumerate(request.shadow_pods):
+            if pod.uid not in {shadow.uid for shadow in state.shadow_pods}:
+                state.shadow_pods.add(uid=pod.uid, name=pod.name, devices=[loop(n)])
+        for shadow in state.shadow_pods:
+            shadow.container = request.target.container
+            shadow.granted_unix_ns = shadow.granted_unix_ns or GRANTED_NS
+            shadow.phase = agent_pb2.GRANTED
+        return self._say(state)
 
     async def Remove(
         self, request: agent_pb2.RemoveRequest, context: Context
     ) -> agent_pb2.MountState:
         self.removes.append(request)
+        self.removing += 1
+        self.most_removing = max(self.removing, self.most_removing)
+        try:
+            await self.remove_gate.wait()
+        finally:
+            self.removing -= 1
         for removed in self.waiting:
             removed.set()
-        known = self.states.get(_of(request.key))
-        pods = [
-            agent_pb2.ShadowPod(uid=s.uid, name=s.name)
-            for s in (known.shadow_pods if known else ())
-        ]
-        if self.holders and request.policy == agent_pb2.WAIT:
-            return self._say(request.key, pods, agent_pb2.BUSY)
-        if self.holders and request.policy == agent_pb2.TERMINATE:
-            return self._say(request.key, pods, agent_pb2.BUSY, granted_ns=0)
-        self.states.pop(_of(request.key), None)
-        self._tell(agent_pb2.MountState(key=request.key, phase=agent_pb2.REMOVED))
-        return agent_pb2.MountState(
-            key=request.key,
-            phase=agent_pb2.REMOVED,
-            shadow_pods=[
-                agent_pb2.ShadowState(uid=uid, phase=agent_pb2.REMOVED)
-                for uid in request.shadow_uids or [pod.uid for pod in pods]
-            ],
-        )
+        state = self._state(request.key)
+        asked = set(request.shadow_uids) or {shadow.uid for shadow in state.shadow_pods}
+        held = asked if self.held is None else asked & self.held
+        if self.holders and held and request.policy != agent_pb2.LOST:
+            for shadow in state.shadow_pods:
+                if shadow.uid in held:
+                    self._make_busy(shadow, policy=request.policy)
+            return self._say(state)
+        rest = [shadow for shadow in state.shadow_pods if shadow.uid not in asked]
+        del state.shadow_pods[:]
+        state.shadow_pods.extend(rest)
+        self._say(state)
+        answer = agent_pb2.MountState()
+        answer.CopyFrom(state)
+        for uid in asked:
+            answer.shadow_pods.add(uid=uid, phase=agent_pb2.REMOVED)
+        return answer
 
     async def List(
         self, request: agent_pb2.ListRequest, context: Context
@@ -179,33 +205,33 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
             for messages in self.listeners:
                 messages.put_nowait(agent_pb2.WatchResponse(mount=state))
 
-    def _say(
-        self,
-        key: agent_pb2.MountKey,
-        pods: Any,
-        phase: "agent_pb2.Phase.ValueType",
-        *,
-        granted_ns: int = GRANTED_NS,
-    ) -> agent_pb2.MountState:
-        state = agent_pb2.MountState(
-            key=key,
-            container_id=CONTAINER_ID,
-            phase=phase,
-            granted_unix_ns=granted_ns,
-            timings_us={"chosen": 100, "verified": 200},
-            shadow_pods=[
-                agent_pb2.ShadowState(
-                    uid=pod.uid,
-                    name=pod.name,
-                    phase=phase,
-                    devices=[LOOP0],
-                    holders=self.holders,
-                    holders_total=len(self.holders),
-                )
-                for pod in pods
-            ],
-        )
-        self.states[_of(key)] = state
+    def _state(self, key: agent_pb2.MountKey) -> agent_pb2.MountState:
+        """Return a copy of what is so of a mount."""
+        state = agent_pb2.MountState(key=key)
+        if (known := self.states.get(_of(key))) is not None:
+            state.CopyFrom(known)
+        return state
+
+    def _make_busy(
+        self, shadow: agent_pb2.ShadowState, *, policy: "agent_pb2.Policy.ValueType"
+    ) -> None:
+        shadow.phase = agent_pb2.BUSY
+        del shadow.holders[:]
+        shadow.holders.extend(self.holders)
+        shadow.holders_total = len(self.holders)
+        if policy == agent_pb2.TERMINATE:
+            shadow.granted_unix_ns = 0
+
+    def _say(self, state: agent_pb2.MountState) -> agent_pb2.MountState:
+        """Say this of a mount from now on: what is of all its shadow pods, and nothing of none."""
+        phases = [shadow.phase for shadow in state.shadow_pods]
+        state.container_id = CONTAINER_ID
+        state.phase = min(phases, key=_ORDER.index, default=agent_pb2.REMOVED)
+        state.granted_unix_ns = max((s.granted_unix_ns for s in state.shadow_pods), default=0)
+        state.timings_us.update({"chosen": 100, "verified": 200})
+        self.states[_of(state.key)] = state
+        if not phases:
+            del self.states[_of(state.key)]
         self._tell(state)
         return state
 
@@ -230,6 +256,7 @@ async def serving(
     """Serve a stub agent until the block ends; its gate is open."""
     agent = StubAgent()
     agent.gate.set()
+    agent.remove_gate.set()
     pings = ("grpc.http2.min_ping_interval_without_data_ms", 100)  # a test may be in a hurry
     server = grpc.aio.server(options=[pings])
     agent_pb2_grpc.add_AgentServicer_to_server(agent, server)

@@ -27,7 +27,24 @@ async def refusal(scene: Scene, limits: dict[str, Any], **spec: Any) -> str:
     return str(refused.value)
 
 
-@pytest.mark.parametrize("count", [0, "0", -1, "-1", "0.5", "500m", "01", "1048577", "9" * 30])
+@pytest.mark.parametrize(
+    "count",
+    [
+        0,
+        "0",
+        -1,
+        "-1",
+        "0.5",
+        "01",
+        "1048577",
+        "9" * 30,
+        "500m",
+        "1500m",
+        "0m",
+        "000m",
+        "1048577000m",
+    ],
+)
 async def test_a_count_that_is_no_device_is_refused(scene: Scene, count: Any) -> None:
     assert COUNT in await refusal(scene, {LOOP: count})
 
@@ -65,22 +82,84 @@ async def test_an_unmount_that_is_no_policy_is_refused(
     assert message in await refusal(scene, {LOOP: 1}, unmount=unmount)
 
 
+def labelled(**labels: str) -> dict[str, Any]:
+    return {"selector": {"matchLabels": labels}}
+
+
+def demanding(key: str, operator: str, *values: str) -> dict[str, Any]:
+    demand: dict[str, Any] = {"key": key, "operator": operator}
+    return {"selector": {"matchExpressions": [demand | ({"values": values} if values else {})]}}
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        ({}, "names one pod by podName or selects pods by selector: one of both"),
+        ({"podName": "a", **labelled(a="b")}, "one of both"),
+        ({"podName": "a", "maxPods": 2}, "maxPods belongs to selector"),
+        ({"selector": {}}, "an empty selector would select every pod"),
+        ({"selector": {"matchLabels": {}, "matchExpressions": []}}, "an empty selector"),
+        ({"maxPods": 0, **labelled(a="b")}, "greater than or equal to 1"),
+        ({"maxPods": 33, **labelled(a="b")}, "less than or equal to 32"),
+        (labelled(**{"a b": "c"}), "a label is a name with an optional domain"),
+        (labelled(a="b c"), "a label is a name with an optional domain"),
+        (labelled(a="b" * 64), "may not be more than 63 bytes"),
+        (labelled(**{f"a{n}": "" for n in range(17)}), "must have at most 16 items"),
+        (demanding("a", "In"), "values are needed with In and NotIn"),
+        (demanding("a", "NotIn"), "values are needed with In and NotIn"),
+        (demanding("a", "Exists", "b"), "forbidden with Exists and DoesNotExist"),
+        (demanding("a", "DoesNotExist", "b"), "forbidden with Exists and DoesNotExist"),
+        (demanding("a", "Is", "b"), 'supported values: "In"'),
+        (demanding("a b", "Exists"), "should match"),
+        (demanding("a", "In", "b c"), "should match"),
+        (demanding("a", "In", *(str(n) for n in range(33))), "must have at most 32 items"),
+    ],
+)
+async def test_a_target_that_cannot_be_is_refused(
+    scene: Scene, target: dict[str, Any], message: str
+) -> None:
+    assert message in await refusal(scene, {LOOP: 1}, target=target)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        labelled(**{"app.kubernetes.io/name": "web", "empty": ""}),
+        demanding("a", "NotIn", "b", ""),
+        demanding("a.io/b", "DoesNotExist"),
+        {"maxPods": 32, "container": "main", **labelled(a="b")},
+    ],
+)
+async def test_a_selector_is_stored_as_it_is_written(scene: Scene, target: dict[str, Any]) -> None:
+    body = scene.mount_body("many")
+    body["spec"]["target"] = target
+    stored = await scene.call("POST", scene.mount_path(""), body)
+    assert DeviceMount.model_validate(stored).spec.target.selector is not None
+    values = body["spec"]["target"]["selector"].get("matchExpressions") or [{}]
+    values[0]["values"] = list(values[0]["values"]) if "values" in values[0] else None
+    assert stored["spec"]["target"].keys() == target.keys()
+
+
 async def test_counts_are_stored_as_they_are_written(scene: Scene) -> None:
-    for name, count in (("a", 1), ("b", "1"), ("c", 16384)):
+    counts = {
+        "a": (1, 1),
+        "b": ("1", 1),
+        "c": (16384, 16384),
+        "d": ("1000m", 1),
+        "e": ("20000m", 20),
+    }
+    for name, (count, devices) in counts.items():
         body = scene.mount_body(name)
         body["spec"]["resources"]["limits"] = {LOOP: count}
         stored = await scene.call("POST", scene.mount_path(""), body)
         assert stored["spec"] == body["spec"]
         assert stored["status"] == {"observedGeneration": -1}
-        assert DeviceMount.model_validate(stored).spec.resources.limits == {LOOP: int(count)}
+        assert DeviceMount.model_validate(stored).spec.resources.limits == {LOOP: devices}
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": {"podName": "b"}}, "spec.target cannot be changed: delete this DeviceMount"),
-        ({"target": {"container": "b"}}, "spec.target cannot be changed: delete this DeviceMount"),
-        ({"resources": {"limits": {LOOP: 2}}}, "spec.resources cannot be changed: delete this"),
         ({"reservation": {"acceptEnvFile": True}}, "spec.reservation cannot be changed: delete"),
     ],
 )
@@ -90,6 +169,23 @@ async def test_what_cannot_be_edited_says_so(
     await scene.mount()
     with pytest.raises(errors.Invalid, match=message):
         await scene.call("PATCH", scene.mount_path("dm"), {"spec": change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"resources": {"limits": {LOOP: "3000m"}}},
+        {"resources": {"limits": {LOOP: None, "a.io/b": 2}}},
+        {"target": {"podName": "b"}},
+        {"target": {"container": "b"}},
+        {"target": {"podName": None, "selector": {"matchLabels": {"a": "b"}}, "maxPods": 2}},
+    ],
+    ids=["a count", "another resource", "another pod", "another container", "many pods"],
+)
+async def test_what_is_wanted_can_be_edited(scene: Scene, change: dict[str, Any]) -> None:
+    before = await scene.mount()
+    after = await scene.call("PATCH", scene.mount_path("dm"), {"spec": change})
+    assert after["metadata"]["generation"] == before["metadata"]["generation"] + 1
 
 
 @pytest.mark.parametrize(
@@ -156,7 +252,9 @@ async def test_the_shadow_pod_passes_pod_security_restricted(scene: Scene) -> No
     await scene.call("PATCH", f"/api/v1/namespaces/{scene.namespace}", label)
     mount = DeviceMount.model_validate(await scene.mount())
     image = "localhost/devicemount-hold:dev"
-    body = shadow_pod.build(mount, target=given.target(), ordinal=0, image=image)
+    body = shadow_pod.build(
+        mount, target=given.target(), ordinal=0, resources={LOOP: 1}, image=image
+    )
     posted = await scene.call("POST", scene.pod_path(""), body)
     assert shadow_pod.is_ours(posted, mount=mount, image=image)
 
@@ -165,6 +263,8 @@ async def test_a_shadow_pod_above_its_target_is_refused(scene: Scene) -> None:
     """A default priority class that came after the target: 5 is what the target has."""
     mount = DeviceMount.model_validate(await scene.mount())
     lower = given.target(priority=5)
-    body = shadow_pod.build(mount, target=lower, ordinal=0, image="localhost/hold:1")
+    body = shadow_pod.build(
+        mount, target=lower, ordinal=0, resources={LOOP: 1}, image="localhost/hold:1"
+    )
     with pytest.raises(errors.Forbidden, match="integer value of priority"):
         await scene.call("POST", scene.pod_path(""), body)

@@ -5,6 +5,7 @@ from typing import Any
 
 from component.operator.scene import Scene
 from devicemount_agent_api.v1 import agent_pb2
+from devicemount_operator.agents import REMOVES_AT_ONCE
 
 TRAIN = agent_pb2.Holder(pid=7, command="train", blocking=True, note="TERM was sent")
 
@@ -73,3 +74,30 @@ async def test_suspending_ends_holders_too_and_a_change_of_mind_grafts_anew(scen
         await scene.call("PATCH", scene.mount_path("dm"), {"spec": {"suspend": False}})
         await scene.becomes("Mounted")
         assert len(scene.agent.applies) > applied
+
+
+async def test_many_unmounts_that_wait_for_their_agent_are_few_at_once_and_hold_up_nobody(
+    scene: Scene,
+) -> None:
+    names = [f"dm{n}" for n in range(REMOVES_AT_ONCE + 4)]
+    await scene.running_pod()
+    async with scene.operator(workers=2):
+        for name in names:
+            await scene.mount(name)
+        for name in names:
+            await scene.becomes("Mounted", name)
+        scene.agent.remove_gate.clear()
+        for name in names:
+            await scene.unmount(name)
+
+        async def all_wait() -> bool:
+            return scene.agent.removing == REMOVES_AT_ONCE
+
+        await scene.eventually(all_wait)
+        await scene.mount("another")
+        await scene.becomes("Mounted", "another", within_s=3)
+        scene.agent.remove_gate.set()
+        for name in (*names, "another"):
+            await scene.unmount(name)
+            await scene.gone(scene.mount_path(name))
+    assert scene.agent.most_removing == REMOVES_AT_ONCE

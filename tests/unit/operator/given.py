@@ -31,6 +31,7 @@ from devicemount_operator.decide.observation import (
     Turn,
 )
 from devicemount_operator.reasons import Reason
+from devicemount_operator.reflector import Reflector, Selection
 
 NOW = 1000.0  # monotonic
 WALL = 1_700_000_000.0
@@ -43,6 +44,7 @@ SHADOW_NAME = "dm-11111111-22222222-0"
 NOT_SEEN: dict[str, Any] = {"observedGeneration": -1}
 CONTAINER_ID = ContainerID("c0ffee")
 RESOURCE = "testbed.devicemount.io/vcs"
+COUNTS = {RESOURCE: 1}
 
 
 def mount(
@@ -84,9 +86,13 @@ def target(**changes: Any) -> TargetPod:
     fields: dict[str, Any] = {
         "name": "notebook-0",
         "uid": TARGET_UID,
+        "api_uid": TARGET_UID,
         "node": NODE,
         "phase": PodPhase.RUNNING,
         "deleting": False,
+        "has_ended": False,
+        "ended": frozenset(),
+        "others": (),
         "containers": (container(),),
         "default_container": None,
         "tolerations": (),
@@ -106,7 +112,9 @@ def shadow(**changes: Any) -> ShadowPod:
         "name": SHADOW_NAME,
         "uid": SHADOW_UID,
         "place": PLACE,
+        "target_name": "notebook-0",
         "is_ours": True,
+        "resources": {RESOURCE: 1},
         "phase": PodPhase.PENDING,
         "deleting": False,
         "failure": "",
@@ -161,8 +169,9 @@ def agent(**changes: Any) -> AgentView:
     return AgentView(**{"nodes": frozenset({NODE}), **changes})
 
 
-def node(*, enabled: bool = True, **allocatable: int) -> NodeView:
-    return NodeView(name=NODE, is_enabled=enabled, allocatable={RESOURCE: 4, **allocatable})
+def node(*, enabled: bool = True, leaving: str = "", **allocatable: int) -> NodeView:
+    has = {RESOURCE: 4, **allocatable}
+    return NodeView(name=NODE, is_enabled=enabled, leaving=leaving, allocatable=has)
 
 
 def facts(resource: str = RESOURCE, **changes: Any) -> ResourceFacts:
@@ -181,7 +190,9 @@ def concern(reason: str = "LibrariesMissing", message: str = "libcuda.so.1 is ab
 def observation(**changes: Any) -> Observation:
     fields: dict[str, Any] = {
         "mount": mount(),
+        "pod_name": "notebook-0",
         "target": target(),
+        "last": None,
         "shadows": (),
         "node": None,
         "facts": None,
@@ -193,11 +204,16 @@ def observation(**changes: Any) -> Observation:
         "milestones": Milestones(seen=NOW - 0.2, applied=NOW - 0.15),
         "now": NOW,
         "wall": WALL,
+        "steady": WALL,
     }
     return Observation(**{**fields, **changes})
 
 
+def no_watch(selection: Selection) -> Reflector:
+    raise AssertionError(f"nothing is to be watched: {selection}")
+
+
 def mounted(**changes: Any) -> Observation:
-    """A mount whose device opens; the target was not read."""
-    seen_by = agent(grants=(grant(),), container="notebook")
+    """A mount whose device opens, as it was asked for; the target was not read."""
+    seen_by = agent(grants=(grant(),), container="notebook", asked_for=mount().spec.target)
     return observation(**{"target": None, "shadows": (shadow(),), "agent": seen_by, **changes})

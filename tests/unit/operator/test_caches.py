@@ -151,3 +151,29 @@ def test_a_pod_that_was_made_again_is_another_one() -> None:
     assert shadows.put(shadow(5, uid="another"), now=2.0) == MOUNT
     assert shadows.gone(shadow(4)) == MOUNT
     assert [pod.uid for pod in shadows.of(MOUNT)] == ["another"]
+
+
+def test_what_comes_late_brings_back_nothing_that_is_gone() -> None:
+    mounts, shadows = Mounts(), Shadows()
+    mounts.put(mount(5), now=1.0)
+    mounts.gone(MOUNT, version=7)
+    shadows.put(shadow(5), now=1.0)
+    shadows.gone(shadow(7))
+    assert not mounts.put(mount(6), now=2.0)
+    assert mounts.get(MOUNT) is None
+    assert shadows.put(shadow(6), now=2.0) is None
+    assert shadows.of(MOUNT) == ()
+
+
+def test_a_shadow_pod_that_had_lost_its_label_is_known_again() -> None:
+    shadows = Shadows()
+    shadows.put(shadow(5), now=1.0)
+    shadows.gone(shadow(7))
+    assert shadows.put(shadow(8), now=2.0) == MOUNT
+
+
+def test_what_a_list_did_not_show_is_not_brought_back_by_an_event_from_before_it() -> None:
+    mounts = Mounts()
+    mounts.put(mount(5), now=1.0)
+    assert mounts.replace_all(Listed((), "9"), now=2.0) == (MOUNT,)
+    assert not mounts.put(mount(8), now=3.0)

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """What agents say, by which way it came and when."""
 
+import asyncio
 from dataclasses import replace
 
 import pytest
 
-from devicemount_operator.decide.observation import Grant, GrantPhase, NodeName, Place, PodUID
-from devicemount_operator.memory import Memories, Memory
+from devicemount_operator.decide.observation import (
+    AgentView,
+    Grant,
+    GrantPhase,
+    NodeName,
+    Place,
+    PodUID,
+)
+from devicemount_operator.decide.split import PartKey
+from devicemount_operator.memory import Memories, Memory, PartMemory
 
 NODE = NodeName("node1")
 PLACE = Place(node=NODE, target_uid=PodUID("target"))
@@ -28,8 +37,12 @@ def grant(uid: PodUID, phase: GrantPhase) -> Grant:
     )
 
 
+def view(memory: Memory) -> AgentView:
+    return memory.agent_view(PartMemory(seen=0.0), frozenset())
+
+
 def phases(memory: Memory) -> dict[PodUID, GrantPhase]:
-    return {g.shadow_uid: g.phase for g in memory.agent_view(frozenset()).grants}
+    return {g.shadow_uid: g.phase for g in memory.grants()}
 
 
 def test_a_list_that_was_asked_for_before_an_answer_came_does_not_contradict_it() -> None:
@@ -38,6 +51,16 @@ def test_a_list_that_was_asked_for_before_an_answer_came_does_not_contradict_it(
     assert not memory.listed(NODE, [], asked=9.0)
     assert not memory.listed(NODE, [grant(A, GrantPhase.WAITING)], asked=9.0)
     assert phases(memory) == {A: GrantPhase.GRANTED}
+
+
+def test_nor_when_what_it_speaks_of_was_given_back_and_is_forgotten_by_then() -> None:
+    memory = Memory()
+    memory.answered([grant(A, GrantPhase.GRANTED)], now=10.0)
+    memory.answered([grant(A, GrantPhase.REMOVED)], now=12.0)
+    memory.prune([])
+    assert not memory.listed(NODE, [grant(A, GrantPhase.GRANTED)], asked=11.0)
+    assert phases(memory) == {}
+    assert not memory.listed(NODE, [], asked=100.0)
 
 
 def test_what_a_silent_agent_said_is_not_taken_for_granted() -> None:
@@ -97,9 +120,9 @@ def test_since_when_a_container_has_ended_is_remembered_until_another_runs() -> 
     memory.answered([grant(A, GrantPhase.GRANTED)], now=10.0)
     memory.listed(NODE, [grant(A, GrantPhase.TARGET_ENDED)], asked=11.0)
     memory.answered([grant(A, GrantPhase.TARGET_ENDED)], now=12.0)
-    assert memory.agent_view(frozenset()).ended == {A: 11.0}
+    assert view(memory).ended == {A: 11.0}
     memory.listed(NODE, [grant(A, GrantPhase.GRANTED)], asked=13.0)
-    assert memory.agent_view(frozenset()).ended == {}
+    assert view(memory).ended == {}
 
 
 def test_a_list_of_one_node_says_nothing_about_another() -> None:
@@ -126,7 +149,7 @@ def test_what_was_released_stays_so_though_lists_do_not_name_it_while_its_pod_en
     memory.released.add(A)
     assert memory.listed(NODE, [grant(B, GrantPhase.WAITING)], asked=11.0)
     memory.prune([A, B])
-    assert memory.agent_view(frozenset()).released == {A}
+    assert view(memory).released == {A}
 
 
 def test_mounts_of_which_an_agent_only_says_that_they_are_gone_are_not_remembered() -> None:
@@ -136,3 +159,18 @@ def test_mounts_of_which_an_agent_only_says_that_they_are_gone_are_not_remembere
     assert memories.listed("left", NODE, [grant(B, GrantPhase.GRANTED)], asked=1.0)
     assert memories.on(NODE) == {"left"}
     assert memories.nodes() == {NODE}
+
+
+async def test_what_is_given_back_for_one_target_pod_ends_no_apply_for_another() -> None:
+    memory = Memory()
+    of_one, of_other = (memory.part(PartKey(name), now=0.0) for name in ("one", "other"))
+    for part, shadow in ((of_one, A), (of_other, B)):
+        part.asked = part.applying = frozenset({shadow})
+        part.apply_task = asyncio.create_task(asyncio.Event().wait())  # type: ignore[arg-type]
+    memory.end_applies(frozenset({A}))
+    assert (of_one.apply_task, of_one.applying) == (None, frozenset())
+    assert of_other.applying == {B}
+    assert not memory.is_empty()
+    memory.forget_parts([PartKey("one")])
+    assert memory.parts().keys() == {"one"}
+    assert memory.is_empty()

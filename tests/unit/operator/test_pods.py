@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from devicemount_operator import pods, shadow_pod
-from devicemount_operator.decide.observation import ContainerState, PodPhase
+from devicemount_operator.api.v1alpha1 import Target
+from devicemount_operator.decide.observation import ContainerState, PodPhase, choice
 from unit.operator import given
 
 IMAGE = "localhost/devicemount-hold:dev"
@@ -52,6 +53,147 @@ def test_a_containers_own_restart_policy_counts() -> None:
     assert pods.to_target(pod).containers[0].state is ContainerState.FINISHED
 
 
+def described(kind: str, spec: dict[str, Any], state: dict[str, Any]) -> dict[str, Any]:
+    """A pod whose container `aside` is of another kind than the regular ones."""
+    pod = target_json({"state": {"running": {}}})
+    statuses = {"initContainers": "initContainerStatuses"}.get(kind, "ephemeralContainerStatuses")
+    pod["spec"][kind] = [{"name": "aside", **spec}]
+    pod["status"][statuses] = [{"name": "aside", "state": state, "containerID": "x://aside1"}]
+    return pod
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "state", "expected"),
+    [
+        pytest.param("initContainers", {}, {"running": {}}, ContainerState.RUNNING, id="init runs"),
+        pytest.param("initContainers", {}, DONE, ContainerState.FINISHED, id="init has completed"),
+        pytest.param("initContainers", {}, CRASHED, ContainerState.WAITING, id="init is retried"),
+        pytest.param(
+            "initContainers",
+            {"restartPolicy": "Always"},
+            DONE,
+            ContainerState.WAITING,
+            id="sidecar",
+        ),
+        pytest.param(
+            "initContainers",
+            {"restartPolicy": "Never"},
+            CRASHED,
+            ContainerState.FINISHED,
+            id="once",
+        ),
+        pytest.param(
+            "ephemeralContainers", {}, {"running": {}}, ContainerState.RUNNING, id="ephemeral runs"
+        ),
+        pytest.param(
+            "ephemeralContainers", {}, CRASHED, ContainerState.FINISHED, id="ephemeral has ended"
+        ),
+    ],
+)
+def test_other_containers_are_targets_where_they_are_named(
+    kind: str, spec: dict[str, Any], state: dict[str, Any], expected: ContainerState
+) -> None:
+    pod = pods.to_target(described(kind, spec, state))
+    named = choice(Target(pod_name="notebook-0", container="aside"), pod)
+    assert named is not None
+    assert named.state is expected
+    default = choice(Target(pod_name="notebook-0"), pod)
+    assert default is not None
+    assert default.name == "notebook"
+
+
+def test_in_a_pod_that_is_being_deleted_nothing_starts_again() -> None:
+    pod = target_json({"state": CRASHED})
+    pod["metadata"]["deletionTimestamp"] = "2026-11-26T07:00:00Z"
+    assert pods.to_target(pod).containers[0].state is ContainerState.FINISHED
+
+
+HASH = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("annotation", "uid"),
+    [
+        pytest.param(HASH, HASH, id="a static pod: its node's UID"),
+        pytest.param(given.SHADOW_UID, given.SHADOW_UID, id="a static pod whose file has a UID"),
+        pytest.param("../../etc", given.TARGET_UID, id="what is no UID is none"),
+        pytest.param("a" * 65, given.TARGET_UID, id="too long"),
+        pytest.param("", given.TARGET_UID, id="empty"),
+    ],
+)
+def test_a_target_is_known_by_the_uid_that_its_node_knows(annotation: str, uid: str) -> None:
+    pod = target_json({"state": {"running": {}}})
+    pod["metadata"]["annotations"] = {"kubernetes.io/config.mirror": annotation}
+    target = pods.to_target(pod)
+    assert (target.uid, target.api_uid) == (uid, given.TARGET_UID)
+
+
+def test_a_static_pods_shadow_is_owned_by_the_object_that_exists() -> None:
+    target = given.target(uid=HASH)
+    pod = shadow_pod.build(
+        given.mount(), target=target, ordinal=0, image=IMAGE, resources={given.RESOURCE: 1}
+    )
+    assert pod["metadata"]["name"] == "dm-11111111-01234567-0"
+    assert pod["metadata"]["ownerReferences"][1]["uid"] == given.TARGET_UID
+    assert shadow_pod.target_uid_of(pod) == HASH
+
+
+RUNS = {"running": {}}
+ENDS = {"deletionTimestamp": "2026-11-26T07:00:00Z"}
+
+
+@pytest.mark.parametrize(
+    ("meta", "phase", "states", "has_ended"),
+    [
+        pytest.param(ENDS, "Running", [DONE, DONE], True, id="deleted, and all have ended"),
+        pytest.param({}, "Failed", [DONE, CRASHED], True, id="failed, and all have ended"),
+        pytest.param({}, "Running", [DONE, DONE], False, id="they may start again"),
+        pytest.param(ENDS, "Running", [DONE, RUNS], False, id="one runs on"),
+        pytest.param({}, "Failed", [DONE, RUNS], False, id="failed, says a controller"),
+        pytest.param(ENDS, "Running", [DONE], False, id="nothing is said of one"),
+        pytest.param(ENDS, "Running", [], False, id="nothing is said at all"),
+        pytest.param(ENDS, "Running", [DONE, {"waiting": {}}], False, id="one may be starting"),
+    ],
+)
+def test_a_pods_last_word(
+    *,
+    meta: dict[str, Any],
+    phase: str,
+    states: list[dict[str, Any]],
+    has_ended: bool,
+) -> None:
+    names = ("notebook", "sidecar")
+    statuses = [
+        {"name": name, "state": state, "containerID": f"containerd://{name}1"}
+        for name, state in zip(names, states, strict=False)
+    ]
+    pod = target_json({})
+    pod["metadata"] |= meta
+    pod["spec"]["containers"] = [{"name": name} for name in names]
+    pod["status"] = {"phase": phase, "containerStatuses": statuses}
+    target = pods.to_target(pod)
+    assert target.has_ended is has_ended
+    assert target.ended == {
+        f"{name}1" for name, state in zip(names, states, strict=False) if "terminated" in state
+    }
+
+
+def test_a_debug_container_that_runs_on_is_a_process_of_the_pod() -> None:
+    pod = described("ephemeralContainers", {}, {"running": {}})
+    pod["metadata"] |= ENDS
+    pod["status"]["containerStatuses"] = [
+        {"name": "notebook", "state": DONE, "containerID": "containerd://a"}
+    ]
+    assert not pods.to_target(pod).has_ended
+
+
+def test_a_node_that_is_out_of_service_says_so() -> None:
+    taint = {"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"}
+    node = {"metadata": {"name": "n"}, "spec": {"taints": [taint]}}
+    assert pods.to_node(node).is_out_of_service
+    assert not pods.to_node({"metadata": {"name": "n"}, "spec": {}}).is_out_of_service
+
+
 def test_only_a_running_container_has_an_id() -> None:
     status = {"containerID": "containerd://c0ffee", "state": {"running": {}}}
     assert pods.to_target(target_json(status)).containers[0].container_id == "c0ffee"
@@ -73,7 +215,9 @@ def test_a_pod_that_was_just_posted_has_no_status() -> None:
 
 
 def shadow_json(**status: Any) -> dict[str, Any]:
-    pod = shadow_pod.build(given.mount(), target=given.target(), ordinal=3, image=IMAGE)
+    pod = shadow_pod.build(
+        given.mount(), target=given.target(), ordinal=3, resources=given.COUNTS, image=IMAGE
+    )
     pod["metadata"]["uid"] = given.SHADOW_UID
     return {**pod, "status": status}
 
@@ -116,6 +260,35 @@ def test_hold_is_down_from_the_moment_a_node_has_the_pod() -> None:
     assert not pods.is_hold_down(hold_status({"running": {}}))
     assert parsed_shadow(hold_status({"waiting": {"reason": "ErrImagePull"}})).hold_text == (
         "ErrImagePull"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spec", "leaving"),
+    [
+        pytest.param(None, "", id="nothing is said"),
+        pytest.param({"taints": [{"key": "team", "effect": "NoSchedule"}]}, "", id="a taint"),
+        pytest.param({"unschedulable": True}, "is cordoned", id="cordoned"),
+        pytest.param(
+            {"taints": [{"key": "ToBeDeletedByClusterAutoscaler", "effect": "NoSchedule"}]},
+            "is about to be removed (taint ToBeDeletedByClusterAutoscaler)",
+            id="an autoscaler's choice",
+        ),
+    ],
+)
+def test_a_node_that_is_to_be_emptied(spec: dict[str, Any] | None, leaving: str) -> None:
+    assert pods.to_node({"metadata": {"name": "n"}, "spec": spec}).leaving == leaving
+
+
+def test_who_takes_a_shadow_pod_away() -> None:
+    said = {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": "preempting to accommodate a higher priority pod",
+    }
+    assert parsed_shadow(shadow_json(conditions=[said])).disruption == (
+        "PreemptionByScheduler: preempting to accommodate a higher priority pod"
     )
 
 

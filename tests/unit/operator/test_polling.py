@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 
 from devicemount_operator import polling
-from devicemount_operator.agents import AgentError, Agents, Deadlines, MountGrants, NodeAbout
+from devicemount_operator.agents import AgentError, Agents, Deadlines, NodeAbout
 from devicemount_operator.decide.observation import Grant, GrantPhase, NodeName, Place, PodUID
 from devicemount_operator.election import Epoch
 from devicemount_operator.memory import Memories
+from devicemount_operator.messages import MountGrants
 from devicemount_operator.polling import SILENT_S, Pace, Poller
 from devicemount_operator.reasons import Reason
 

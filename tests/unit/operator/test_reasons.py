@@ -19,9 +19,29 @@ from devicemount_operator.reasons import (
 
 ROOT = Path(__file__).parents[3]
 
+# As it was decided, before the table: which of these ends by itself and which does not.
+DESIGNED = {
+    Kind.WAITING: (
+        "TargetNotFound TargetNotRunning Insufficient Unschedulable QuotaExceeded ResourceUnknown "
+        "AgentUnavailable NodeNotEnabled DriverMissing ShadowNotRunning AllocationUnknown "
+        "DeviceBusy ReservationLost NodeDraining"
+    ),
+    Kind.PERMANENT: (
+        "ContainerNotFound ContainerAmbiguous NotAllowed PathConflict UnsupportedRuntime "
+        "ShrinkNotPossible AllocatedByDRA"
+    ),
+    Kind.SUSPENDED: "Suspended Expired",
+}
+
 
 def test_every_reason_stands_in_the_table_in_order() -> None:
     assert tuple(TABLE) == tuple(Reason)
+
+
+@pytest.mark.parametrize("kind", DESIGNED)
+def test_what_ends_by_itself_is_as_it_was_decided(kind: Kind) -> None:
+    for word in DESIGNED[kind].split():
+        assert TABLE[Reason(word)].kind is kind, word
 
 
 def test_the_page_is_what_the_table_says() -> None:

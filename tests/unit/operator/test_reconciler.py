@@ -11,6 +11,7 @@ from devicemount_operator import errors
 from devicemount_operator.act import Actor
 from devicemount_operator.agents import Agents, Deadlines
 from devicemount_operator.caches import Mounts, Shadows
+from devicemount_operator.candidates import Candidates
 from devicemount_operator.cluster import Cluster, ObjectKey
 from devicemount_operator.decide.observation import FINALIZER
 from devicemount_operator.election import Epoch
@@ -22,6 +23,8 @@ from devicemount_operator.reconciler import Reconciler
 from devicemount_operator.recorder import Recorder
 from devicemount_operator.settings import Settings
 from devicemount_operator.turns import Turns
+from devicemount_operator.witness import Witness
+from unit.operator import given
 
 UID = "11111111-0000-4000-8000-000000000000"
 SETTINGS = Settings(
@@ -93,6 +96,8 @@ async def pauses_after(answer: dict[str, Any] | errors.DeviceMountError) -> list
             facts=NodeFacts(agents),
             turns=turns,
             shadows=shadows,
+            candidates=Candidates(reflector=given.no_watch, wake=lambda _: None),
+            witness=Witness(reflector=given.no_watch, wake=lambda _: None),
             settings=SETTINGS,
         ),
         actor=actor,

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Events: each fact once, and none of them worth a failed pass."""
 
+import re
+from dataclasses import replace
+
 import pytest
 
 from devicemount_operator import errors
@@ -69,3 +72,14 @@ async def test_an_event_that_is_refused_is_logged_and_told_anew(
     events.refusal = None
     await recorder.record(DM, kind="Normal", reason="Mounted", message="loop0")
     assert [event["reason"] for event in events.created] == ["Mounted"]
+
+
+@pytest.mark.parametrize("name", ["d" * 253, "d" * 235 + "-" + "d" * 17, "d" * 235 + ".d" * 9])
+async def test_an_object_with_a_long_name_has_events_too(name: str) -> None:
+    events = Events()
+    recorder = Recorder(events, identity="operator-1", clock=Clock())
+    await recorder.record(replace(DM, name=name), kind="Normal", reason="Mounted", message="it is")
+    (event,) = events.created
+    assert event["involvedObject"]["name"] == name
+    assert len(event["metadata"]["name"]) <= 253
+    assert re.fullmatch(r"d[-.d]*d\.[0-9a-f]+", event["metadata"]["name"])

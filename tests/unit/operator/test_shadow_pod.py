@@ -15,7 +15,13 @@ IMAGE = "localhost/devicemount-hold:dev"
 
 
 def posted(**changes: Any) -> dict[str, Any]:
-    return shadow_pod.build(given.mount(), target=given.target(**changes), ordinal=0, image=IMAGE)
+    return shadow_pod.build(
+        given.mount(),
+        target=given.target(**changes),
+        ordinal=0,
+        resources=given.COUNTS,
+        image=IMAGE,
+    )
 
 
 def test_name_and_identity_are_deterministic() -> None:
@@ -31,6 +37,7 @@ def test_name_and_identity_are_deterministic() -> None:
         "annotations": {
             "devicemount.io/mount": "gpu",
             "devicemount.io/target-uid": given.TARGET_UID,
+            "devicemount.io/resources": '{"testbed.devicemount.io/vcs": 1}',
             "cluster-autoscaler.kubernetes.io/safe-to-evict": "true",
         },
         "ownerReferences": [
@@ -229,6 +236,7 @@ def reserved(*, priority_class: PriorityClass | None = None, **reservation: Any)
         given.mount(reservation=reservation),
         target=given.target(priority_class="p", priority=1000),
         ordinal=0,
+        resources=given.COUNTS,
         image=IMAGE,
         priority_class=priority_class,
     )
@@ -261,11 +269,43 @@ def test_what_the_mount_says_of_its_placement_is_no_reason_to_doubt_the_pod() ->
 
 def test_what_it_asks_for_is_read_back() -> None:
     assert shadow_pod.resources_of(posted()) == {given.RESOURCE}
+    assert shadow_pod.counts_of(posted()) == given.COUNTS
+
+
+def test_it_asks_for_what_is_missing_whatever_the_mount_wants() -> None:
+    mount, missing = given.mount(limits={given.RESOURCE: 3, "a.io/b": 2}), {given.RESOURCE: 2}
+    pod = shadow_pod.build(mount, target=given.target(), ordinal=1, resources=missing, image=IMAGE)
+    (hold,) = pod["spec"]["containers"]
+    assert {name: n for name, n in hold["resources"]["limits"].items() if "/" in name} == {
+        given.RESOURCE: "2"
+    }
+    assert shadow_pod.counts_of(pod) == missing
+    assert shadow_pod.is_adoptable(pod, mount=mount, image=IMAGE)
+
+
+def test_what_a_webhook_adds_was_not_asked_for() -> None:
+    pod = posted()
+    pod["spec"]["containers"][0]["resources"]["limits"]["vendor.io/memory"] = "4096"
+    assert shadow_pod.counts_of(pod) == given.COUNTS
+
+
+@pytest.mark.parametrize("text", [None, "", "{", "[]", '{"a.io/b": 0}', '{"a.io/b": "x"}'])
+def test_without_a_record_of_ours_its_limits_are_what_it_asked_for(text: str | None) -> None:
+    pod = posted()
+    del pod["metadata"]["annotations"][shadow_pod.RESOURCES_ANNOTATION]
+    if text is not None:
+        pod["metadata"]["annotations"][shadow_pod.RESOURCES_ANNOTATION] = text
+    assert shadow_pod.counts_of(pod) == given.COUNTS
 
 
 def test_a_pull_secret_is_named_where_one_is_set() -> None:
     assert "imagePullSecrets" not in posted()["spec"]
     pod = shadow_pod.build(
-        given.mount(), target=given.target(), ordinal=0, image=IMAGE, pull_secret="registry"
+        given.mount(),
+        target=given.target(),
+        ordinal=0,
+        resources=given.COUNTS,
+        image=IMAGE,
+        pull_secret="registry",
     )
     assert pod["spec"]["imagePullSecrets"] == [{"name": "registry"}]

@@ -2,6 +2,7 @@
 """Whose turn it is: one shadow pod on its way at a time, the oldest mount first, whoever asks
 when."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from devicemount_operator import turns as module
 from devicemount_operator.caches import Shadows
 from devicemount_operator.decide.observation import NodeName, Turn
+from devicemount_operator.decide.split import NAMED, PartKey
 from devicemount_operator.memory import Memories
-from devicemount_operator.turns import Turns, Wish
+from devicemount_operator.turns import Turns, Wish, Wisher
 from unit.operator import given
 from unit.operator.given import NODE, NOW
 
@@ -29,7 +31,7 @@ def wish(
 ) -> Wish:
     slots = frozenset({(node, resource)})
     rank = (was_not_placed, created, name)
-    return Wish(mount_uid=name, namespace=namespace, rank=rank, slots=slots)
+    return Wish(who=Wisher(name, NAMED), namespace=namespace, rank=rank, slots=slots)
 
 
 class Scene:
@@ -53,8 +55,8 @@ class Scene:
         """Ask, reserve if it is this mount's turn, end the pass."""
         ahead = self.ask(wanted)
         if not ahead:
-            self.pod(wanted.mount_uid)
-        self.turns.settle(wanted.mount_uid)
+            self.pod(wanted.who.mount_uid)
+        self.turns.settle(wanted.who.mount_uid)
         return ahead
 
     def pod(self, name: str, **status: Any) -> None:
@@ -210,7 +212,7 @@ def test_a_post_without_an_answer_keeps_the_turn_until_its_pod_would_have_come(
     monkeypatch.setattr(module.time, "monotonic", lambda: NOW)
     scene = Scene()
     scene.ask(wish("a"))
-    scene.turns.doubt("a")
+    scene.turns.doubt(Wisher("a", NAMED))
     scene.turns.settle("a")
     assert scene.ask(wish("b")) == "a shadow pod that is being made"
     later = scene.turns.ask(wish("b"), now=NOW + module.DOUBT_S + 1)
@@ -220,7 +222,7 @@ def test_a_post_without_an_answer_keeps_the_turn_until_its_pod_would_have_come(
 def test_the_pod_that_came_of_a_post_without_an_answer_ends_the_doubt() -> None:
     scene = Scene()
     scene.ask(wish("a"))
-    scene.turns.doubt("a")
+    scene.turns.doubt(Wisher("a", NAMED))
     scene.turns.settle("a")
     scene.a_pass(wish("b"))
     scene.pod("a")
@@ -233,7 +235,7 @@ def test_a_pod_that_comes_before_its_post_is_given_up_leaves_no_doubt() -> None:
     scene = Scene()
     scene.ask(wish("a"))
     scene.pod("a")
-    scene.turns.doubt("a")
+    scene.turns.doubt(Wisher("a", NAMED))
     scene.turns.settle("a")
     scene.a_pass(wish("b"))
     scene.chosen("a")
@@ -243,7 +245,7 @@ def test_a_pod_that_comes_before_its_post_is_given_up_leaves_no_doubt() -> None:
 def test_a_post_that_is_sent_again_after_the_doubt_has_the_turn_for_its_pass_only() -> None:
     scene = Scene()
     scene.ask(wish("a"))
-    scene.turns.doubt("a")
+    scene.turns.doubt(Wisher("a", NAMED))
     scene.turns.settle("a")
     assert scene.a_pass(wish("a")) == ""
     scene.chosen("a")
@@ -271,3 +273,14 @@ def test_twenty_mounts_at_once_have_their_turns_in_order_of_age() -> None:
         went += [name for name in wanted if name not in went and not scene.a_pass(wanted[name])]
         assert went[-1] == head
     assert went == ["19", *names[:-1]]
+
+
+def test_the_target_pods_of_one_mount_have_their_turns_one_by_one() -> None:
+    scene = Scene()
+    parts = [Wisher("a", PartKey(name)) for name in ("p", "q")]
+    first, second = (replace(wish("a"), who=who) for who in parts)
+    assert scene.ask(first) == ""
+    assert scene.ask(second) == "a shadow pod that is being made"
+    scene.turns.settle("a")
+    assert scene.woken == ["a"]
+    assert scene.ask(second) == ""

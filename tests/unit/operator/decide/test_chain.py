@@ -19,6 +19,12 @@ from devicemount_operator.decide.decision import (
     RemovePolicy,
     StartApply,
 )
+from devicemount_operator.decide.needs import (
+    needs_facts,
+    needs_node,
+    needs_priority,
+    needs_target,
+)
 from devicemount_operator.decide.observation import (
     ContainerState,
     Grant,
@@ -31,10 +37,6 @@ from devicemount_operator.decide.observation import (
     PriorityClass,
     Setback,
     TargetAbsent,
-    needs_facts,
-    needs_node,
-    needs_priority,
-    needs_target,
 )
 from devicemount_operator.reasons import TABLE, Reason
 from unit.operator import given
@@ -44,10 +46,11 @@ OTHER_UID = PodUID("44444444-0000-4000-8000-000000000000")
 FORMER = Place(node=NODE, target_uid=PodUID("55555555-0000-4000-8000-000000000000"))
 
 APPLY_NEW = StartApply(
-    place=PLACE, container="notebook", container_id=given.CONTAINER_ID, shadow_uid=None
+    place=PLACE, container="notebook", container_id=given.CONTAINER_ID, shadow_uids=()
 )
-APPLY_AGAIN = replace(APPLY_NEW, shadow_uid=SHADOW_UID)
+APPLY_AGAIN = replace(APPLY_NEW, shadow_uids=(SHADOW_UID,))
 REMOVE_ALL = Remove(place=PLACE, policy=RemovePolicy.WAIT, shadow_uids=())
+REMOVE_ONE = replace(REMOVE_ALL, shadow_uids=(SHADOW_UID,))
 REMOVE_LOST = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(SHADOW_UID,))
 REMOVE_FORGOTTEN = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=())
 DELETE = DeleteShadowPod(name=SHADOW_NAME, uid=SHADOW_UID)
@@ -69,8 +72,12 @@ def case(name: str, observation: Observation, *actions: Action, **expected: Any)
     return pytest.param(Case(observation, actions, **expected), id=name)
 
 
+def reserve(ordinal: int = 0, count: int = 1) -> CreateShadowPod:
+    return CreateShadowPod(ordinal, {given.RESOURCE: count})
+
+
 def failed(reason: Reason = Reason.INSUFFICIENT, **changes: Any) -> Setback:
-    fields = {"message": "too few", "count": 3, "at": NOW - 1, "until": NOW + 4}
+    fields = {"message": "too few", "count": 3, "generation": 1, "at": NOW - 1, "until": NOW + 4}
     return Setback(reason=reason, **{**fields, **changes})
 
 
@@ -83,21 +90,21 @@ def unread(**changes: Any) -> Observation:
     return given.observation(**{"target": None, "shadows": (given.shadow(),), **changes})
 
 
-APPLYING = given.agent(applying=SHADOW_UID, container="notebook")
+APPLYING = given.agent(applying=frozenset({SHADOW_UID}), container="notebook")
 
 
 WAY_UP = [
     case(
         "nothing is reserved: a shadow pod is made and the agent asked at once",
         given.observation(),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
     case(
         "the finalizer was not set at admission: it comes after what the kubelet waits for",
         given.observation(mount=given.mount(metadata={"finalizers": []})),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         AddFinalizer(),
         again_s=2.0,
@@ -111,7 +118,7 @@ WAY_UP = [
     case(
         "a stranger has the first name: the next ordinal",
         given.observation(shadows=(given.shadow(is_ours=False),)),
-        CreateShadowPod(1),
+        reserve(1),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -121,7 +128,7 @@ WAY_UP = [
             shadows=(given.shadow(deleting=True),),
             agent=given.agent(released=frozenset({SHADOW_UID})),
         ),
-        CreateShadowPod(1),
+        reserve(1),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -232,7 +239,7 @@ WAY_UP = [
     case(
         "the last shadow pod never ran: the next one is made, and nothing granted for it yet",
         given.observation(setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW)),
-        CreateShadowPod(0),
+        reserve(),
         again_s=2.0,
         failures=3,
     ),
@@ -268,7 +275,7 @@ WAY_UP = [
     case(
         "long after a shadow pod did not run: nothing is waited for any more",
         given.observation(setback=failed(Reason.SHADOW_NOT_RUNNING, until=NOW - 601)),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
         failures=3,
@@ -314,8 +321,8 @@ TARGET = [
         "the target does not exist",
         given.observation(target=TargetAbsent()),
         reason=Reason.TARGET_NOT_FOUND,
-        message="pod notebook-0 does not exist in namespace team-a. It mounts as soon as a pod of "
-        "that name runs; if the name is wrong, delete this DeviceMount and create another one.",
+        message="pod notebook-0 does not exist in namespace team-a. It mounts as soon as there "
+        "is one and it runs; if spec.target is wrong, change it.",
         again_s=2.0,
     ),
     case(
@@ -348,8 +355,8 @@ TARGET = [
         REMOVE_ALL,
         DELETE,
         reason=Reason.TARGET_FINISHED,
-        message="pod notebook-0 has ended (Succeeded). It mounts again when a new pod of that "
-        "name runs; else delete this DeviceMount.",
+        message="pod notebook-0 has ended (Succeeded). It mounts again when a new pod takes "
+        "its place; else delete this DeviceMount.",
         again_s=2.0,
     ),
     case(
@@ -365,7 +372,7 @@ TARGET = [
         ),
         reason=Reason.TARGET_FINISHED,
         message="container notebook of pod notebook-0 has ended (Completed). It mounts again when "
-        "a new pod of that name runs; else delete this DeviceMount.",
+        "a new pod takes its place; else delete this DeviceMount.",
         again_s=2.0,
     ),
     case(
@@ -416,8 +423,8 @@ TARGET = [
         ),
         reason=Reason.CONTAINER_AMBIGUOUS,
         message="pod notebook-0 has several containers and none is named; it has: a, b. Name one "
-        "of them in spec.target.container: delete this DeviceMount and create another one; or set "
-        "the pod's annotation kubectl.kubernetes.io/default-container.",
+        "of them in spec.target.container, or set the pod's annotation "
+        "kubectl.kubernetes.io/default-container.",
         again_s=15.0,
     ),
     case(
@@ -425,7 +432,7 @@ TARGET = [
         given.observation(mount=given.mount(container="x")),
         reason=Reason.CONTAINER_NOT_FOUND,
         message="pod notebook-0 has no container x; it has: notebook. Name one of them in "
-        "spec.target.container: delete this DeviceMount and create another one.",
+        "spec.target.container.",
         again_s=15.0,
     ),
     case(
@@ -437,7 +444,7 @@ TARGET = [
         ),
         reason=Reason.CONTAINER_NOT_FOUND,
         message="pod notebook-0 has no container c, its default; it has: a, b. Name one of them "
-        "in spec.target.container: delete this DeviceMount and create another one.",
+        "in spec.target.container.",
         again_s=15.0,
     ),
     case(
@@ -448,7 +455,7 @@ TARGET = [
                 default_container="notebook",
             )
         ),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -460,7 +467,7 @@ TARGET = [
                 containers=(given.container("proxy"), given.container()), default_container="proxy"
             ),
         ),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -477,8 +484,11 @@ TARGET = [
 
 def unplaced(text: str, **changes: Any) -> Observation:
     node = changes.pop("node", given.node())
-    shadow = given.shadow(scheduled=False, scheduler_text=text, **changes.pop("shadow", {}))
-    return unread(shadows=(shadow,), node=node, agent=APPLYING, **changes)
+    limits = changes.pop("limits", {given.RESOURCE: 1})
+    fields = {"scheduled": False, "scheduler_text": text, "resources": limits}
+    shadow = given.shadow(**{**fields, **changes.pop("shadow", {})})
+    asked = {"mount": given.mount(limits=limits), "shadows": (shadow,), "agent": APPLYING}
+    return unread(**{**asked, "node": node, **changes})
 
 
 TOO_FEW = "0/2 nodes are available: 1 Insufficient testbed.devicemount.io/vcs, 1 node(s) didn't"
@@ -494,7 +504,7 @@ RESERVATION = [
     ),
     case(
         "more is asked for than the node has at all",
-        unplaced(TOO_FEW, mount=given.mount(limits={given.RESOURCE: 5})),
+        unplaced(TOO_FEW, limits={given.RESOURCE: 5}),
         reason=Reason.INSUFFICIENT,
         message="node node1 has 4 testbed.devicemount.io/vcs in all: 5 asked for. "
         "It mounts as soon as the node has enough free ones.",
@@ -502,10 +512,10 @@ RESERVATION = [
     ),
     case(
         "the node does not know the resource",
-        unplaced(TOO_FEW, mount=given.mount(limits={"a.io/b": 1})),
+        unplaced(TOO_FEW, limits={"a.io/b": 1}),
         reason=Reason.RESOURCE_UNKNOWN,
         message="node node1 does not offer a.io/b. It mounts when a device plugin on that node "
-        "registers it; if the name is wrong, delete this DeviceMount and create another one.",
+        "registers it; if the name is wrong, change spec.resources.",
         again_s=10.0,
     ),
     case(
@@ -568,7 +578,7 @@ RESERVATION = [
     case(
         "a setback is over: reserved anew, and its failures still count",
         given.observation(setback=failed(until=NOW)),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
         failures=3,
@@ -648,16 +658,14 @@ RESERVATION = [
         "an old shadow pod is lost while a new one is mounted: only the old one is revoked",
         given.mounted(shadows=(given.shadow(), given.shadow(uid=OTHER_UID, deleting=True))),
         Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(OTHER_UID,)),
-        reason=Reason.RESERVATION_LOST,
-        again_s=2.0,
-        failures=1,
+        again_s=0.0,
     ),
     case(
         "the shadow pod went by force while the operator was down",
         given.observation(mount=given.mount(status=row())),
         REMOVE_FORGOTTEN,
-        reason=Reason.RESERVING,
-        message="the shadow pod that status names is gone. It goes on by itself.",
+        reason=Reason.RESERVATION_LOST,
+        message="the shadow pod that status names is gone. A new reservation is made.",
         again_s=0.0,
     ),
     case(
@@ -703,7 +711,7 @@ PLACING = [
         "the node does not even know the resource, and its device plugin says why",
         unplaced(
             TOO_FEW,
-            mount=given.mount(limits={"a.io/b": 1}),
+            limits={"a.io/b": 1},
             facts=(given.facts("a.io/b", driver_missing=LACKS),),
         ),
         reason=Reason.DRIVER_MISSING,
@@ -764,11 +772,11 @@ PLACING = [
     case(
         "a claim of dynamic resource allocation serves it: given back",
         unread(shadows=(given.shadow(claim="gpu-x"),), agent=APPLYING),
-        REMOVE_ALL,
+        REMOVE_ONE,
         DELETE,
         reason=Reason.ALLOCATED_BY_DRA,
         message=f"ResourceClaim gpu-x serves the devices of shadow pod {SHADOW_NAME}. Ask for a "
-        "resource that a device plugin serves: delete this DeviceMount and create another one.",
+        "resource that a device plugin serves.",
         again_s=10.0,
         failures=1,
     ),
@@ -816,8 +824,8 @@ TERMS = [
         "the profile refuses the resource: nothing is reserved",
         reserving(given.facts(refused="MPS is not supported")),
         reason=Reason.UNSUPPORTED_RESOURCE,
-        message="testbed.devicemount.io/vcs: MPS is not supported. Ask for another resource: "
-        "delete this DeviceMount and create another one.",
+        message="testbed.devicemount.io/vcs: MPS is not supported. Ask for another resource in "
+        "spec.resources.",
         again_s=10.0,
         failures=1,
     ),
@@ -834,14 +842,14 @@ TERMS = [
     case(
         "only the environment limits the device, and that is accepted",
         reserving(given.facts(env_only="memory"), reservation={"acceptEnvFile": True}),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
     case(
         "an annotation that is allowed",
         reserving(annotations={QUEUE: "q"}),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -882,14 +890,14 @@ TERMS = [
     case(
         "a priority class as high as the target's",
         reserving(priority_class=URGENT, target=given.target(priority=1000)),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
     case(
         "it is the turn of this mount",
         reserving(given.facts(serialised=True), turn=given.turn()),
-        CreateShadowPod(0),
+        reserve(),
         APPLY_NEW,
         again_s=2.0,
     ),
@@ -993,7 +1001,7 @@ AGENT = [
     case(
         "something stands in the device's place: nothing is kept for a mount that cannot be",
         answered(Reason.PATH_CONFLICT),
-        REMOVE_ALL,
+        REMOVE_ONE,
         DELETE,
         reason=Reason.PATH_CONFLICT,
         message="said the agent. Remove it from the container, or use another device; it is "

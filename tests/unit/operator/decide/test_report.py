@@ -4,6 +4,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from devicemount_operator.decide.observation import (
     Observation,
     TargetAbsent,
 )
+from devicemount_operator.decide.size import MAX_BYTES
 from devicemount_operator.reasons import TABLE, Kind, Reason
 from unit.operator import given
 from unit.operator.decide.kstatus import Verdict, verdict
@@ -28,6 +30,7 @@ LATER = "2023-11-14T22:14:20Z"
 READY = {
     "observedGeneration": 1,
     "ready": "1/1",
+    "lifetime": None,
     "conditions": [
         {
             "type": "Ready",
@@ -110,6 +113,7 @@ def test_absent_fields_are_null_so_that_a_merge_patch_takes_them_away() -> None:
     assert status == {
         "observedGeneration": 1,
         "ready": None,
+        "lifetime": None,
         "targets": None,
         "conditions": [
             {
@@ -123,6 +127,47 @@ def test_absent_fields_are_null_so_that_a_merge_patch_takes_them_away() -> None:
             }
         ],
     }
+
+
+def test_what_a_lifetime_does_not_count_any_more_is_taken_away_too() -> None:
+    spec = {"expireAfter": "8h", "deleteWithTarget": True}
+    since = datetime.fromtimestamp(WALL - 9, UTC)
+    counted = {**spec, "since": since.isoformat(), "targetGone": THEN}
+    again = given.mount(status={**READY, "lifetime": counted}, lifetime=spec)
+    status = written(given.mounted(mount=again, target=given.target()))
+    assert status["lifetime"] == {
+        **spec,
+        "since": since.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "expires": (since + timedelta(hours=8)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "target": "notebook-0",
+        "targetGone": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("shadow_pod", "container_id"),
+    [
+        pytest.param(SHADOW_NAME, given.CONTAINER_ID, id="the same reservation"),
+        pytest.param("dm-1-2-9", None, id="an earlier reservation, which is given back"),
+    ],
+)
+def test_the_container_is_remembered_while_its_agent_is_silent(
+    shadow_pod: str, container_id: str | None
+) -> None:
+    """Else an operator that starts then would take any end of the pod's containers for a proof."""
+    row = {"podUID": given.TARGET_UID, "shadowPods": [shadow_pod], "nodeName": "node1"}
+    before = {**READY, "targets": [{**row, "containerID": given.CONTAINER_ID}]}
+    doubted = given.agent(nodes=frozenset(), grants=(given.grant(GrantPhase.WAITING),))
+    seen = given.observation(
+        mount=given.mount(status=before),
+        shadows=(given.shadow(),),
+        target=given.target(),
+        node=given.node(),
+        agent=doubted,
+    )
+    status = written(seen)
+    assert conditions(status)["Ready"] == ("False", "AgentUnavailable")
+    assert status["targets"][0].get("containerID") == container_id
 
 
 def test_a_transition_time_moves_only_when_the_condition_does() -> None:
@@ -404,11 +449,12 @@ def test_however_many_files_devices_have_status_fits_into_an_object() -> None:
     grant = given.grant(devices=(device,) * 4000)
     status = written(given.mounted(agent=given.agent(grants=(grant,), container="notebook")))
     (row,) = status["targets"]
-    assert len(json.dumps(status)) < 1_400_000
+    assert len(json.dumps(status)) < MAX_BYTES
     assert len(row["devices"]) == api.MAX_DEVICES
-    assert sum(len(d["nodes"]) + len(d["mounts"]) for d in row["devices"]) == api.MAX_FILES
+    assert sum(len(d["nodes"]) + len(d["mounts"]) for d in row["devices"]) == 0
     assert "4000 devices, cut here." in row["message"]
     assert "has 128 files, " in row["message"]
+    assert row["message"].endswith("Not listed, since all of it is too long: files.")
     assert len(row["message"]) <= api.MAX_MESSAGE
     api.Status.model_validate(status)
 
