@@ -8,7 +8,7 @@ PYTEST := $(PY) -m pytest --durations=10 --durations-min=1
 BENCH_N ?= 20
 STAMP := .venv/.complete
 
-.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images manifests docs claims support proto crds bench gpu-check clean cluster-tests lifecycle binaries
+.PHONY: venv help demo test soak lint unit component node cluster kubeconfig images manifests docs claims reliability support proto crds bench gpu-check clean cluster-tests lifecycle binaries component-agent component-others
 
 venv: $(STAMP) ## prepare .venv with locked dependencies
 $(STAMP): requirements/dev.txt pyproject.toml testbed/pyproject.toml tools/venv.sh
@@ -41,8 +41,15 @@ unit: $(STAMP) ## pure tests, seconds, no root
 binaries: $(STAMP)
 	@$(TESTBED) build
 
+# Two processes at once, since most of the time they wait; each is said as a whole when it ends.
 component: binaries ## operator, agent and plugin against real API server and real gRPC
-	@$(PYTEST) tests/component
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target component-agent component-others
+
+component-agent: binaries
+	@$(PYTEST) -p no:cacheprovider tests/component/agent
+
+component-others: binaries
+	@$(PYTEST) -p no:cacheprovider tests/component --ignore=tests/component/agent
 
 node: binaries ## the real kernel, as root: cgroups v1 and v2, device files, holders, hostile tenants
 	@$(PYTEST) tests/node tests/hostile
@@ -76,6 +83,9 @@ crds: $(STAMP) ## generate crds/ from the pydantic models, and docs/reasons.md
 
 claims: $(STAMP) ## generate docs/claims.md from docs/claims.yaml
 	@$(PY) -m tools.claims > docs/claims.md.new && mv docs/claims.md.new docs/claims.md
+
+reliability: $(STAMP) ## generate docs/reliability.md from docs/reliability.yaml
+	@$(PY) -m tools.reliability > docs/reliability.md.new && mv docs/reliability.md.new docs/reliability.md
 
 support: $(STAMP) ## take over what the last run of the matrix found: docs/support.json, docs/support.md
 	@cp dist/support.json docs/support.json

@@ -18,6 +18,12 @@ _spent_s: dict[str, float] = defaultdict(float)
 _skipped: list[str] = []
 
 
+def layer_of(test: Path) -> str:
+    """Return the folder in which the test's budget is counted: the innermost that has one."""
+    folders = [folder.as_posix() for folder in test.relative_to(ROOT).parents][:-1]
+    return next((folder for folder in folders if folder in BUDGETS_S), folders[-1])
+
+
 def budget_s(layer: str) -> float:
     """Return the seconds that a layer may take; `soak` has no bound."""
     return math.inf if layer in ("soak", "gpu") else BUDGETS_S[layer]
@@ -27,7 +33,7 @@ def budget_s(layer: str) -> float:
 def pytest_runtest_protocol(item: pytest.Item) -> object:
     started = time.monotonic()
     result = yield
-    _spent_s[item.path.relative_to(ROOT).parts[0]] += time.monotonic() - started
+    _spent_s[layer_of(item.path)] += time.monotonic() - started
     return result
 
 

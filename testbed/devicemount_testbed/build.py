@@ -95,6 +95,7 @@ NVIDIA_CDI_HOOK = Component(
     package="github.com/NVIDIA/nvidia-container-toolkit/cmd/nvidia-cdi-hook",
     cgo="1",
 )
+GITOPS_HEALTH = Component(output="gitops-health", module="gitops_health", package=".")
 CERT_MANAGER = Component(output="cert-manager", module="cert_manager", package=".")
 CERT_MANAGER_MODULE = "github.com/cert-manager/cert-manager"
 

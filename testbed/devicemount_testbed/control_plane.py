@@ -7,7 +7,7 @@ This module knows their certificates and arguments; lifecycle starts and records
 from dataclasses import dataclass
 
 from devicemount_testbed import pki
-from devicemount_testbed.layout import Layout
+from devicemount_testbed.layout import DATA, Layout
 from devicemount_testbed.network import entering
 from devicemount_testbed.topology import (
     API_PORT,
@@ -89,6 +89,10 @@ def api_server(layout: Layout) -> Component:
         f"--kubelet-client-key={kubelet_client.key}",
         f"--kubelet-certificate-authority={authority}",
         "--kubelet-preferred-address-types=InternalIP",  # nothing here resolves node names
+        f"--audit-policy-file={DATA / 'audit-policy.yaml'}",
+        f"--audit-log-path={layout.audit_log}",
+        "--audit-log-maxsize=64",
+        "--audit-log-maxbackup=1",
     )
 
 

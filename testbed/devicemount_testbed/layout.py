@@ -64,6 +64,11 @@ class Layout:
     def node(self, node: Node) -> Path:
         return self.state / node.name
 
+    @property
+    def audit_log(self) -> Path:
+        """What the operator has written to the API server."""
+        return self.log / "audit.log"
+
     def log_of(self, component: str) -> Path:
         return self.log / f"{component}.log"
 

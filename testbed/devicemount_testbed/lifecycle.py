@@ -11,7 +11,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from devicemount_testbed import cgroups, control_plane, network, node
@@ -90,6 +90,24 @@ def down(layout: Layout) -> None:
     """End the testbed and remove all that it made; fine if there is none."""
     with exclusive(layout):
         _take_down(layout)
+
+
+@contextlib.contextmanager
+def stopped(layout: Layout, name: str) -> Iterator[None]:
+    """Kill a process of the control plane, and start it again when the block ends."""
+    with exclusive(layout):
+        record = load_record(layout.record)
+        process = record.process(name) if record is not None else None
+        if record is None or process is None:
+            raise NotRunning(state=layout.state)
+        component = next(c for c in _control_plane(layout) if c.name == name)
+        kill_and_wait(process, seconds=KILL_S)
+        save(record.without(process), layout.record)
+        try:
+            yield
+        finally:
+            _spawn(layout, name, argv=component.argv)
+    _await_api_server(layout)
 
 
 def is_healthy(layout: Layout) -> bool:

@@ -39,7 +39,7 @@ def write_files(layout: Layout, node: Node) -> None:
     """Write the node's configuration and the empty /var that is its own."""
     directory = layout.node(node)
     (directory / "cni").mkdir(parents=True)
-    for name in ("lib/kubelet", "lib/containerd", "lib/cni", "log/pods", "tmp"):
+    for name in ("lib/kubelet/static-pods", "lib/containerd", "lib/cni", "log/pods", "tmp"):
         (directory / "var" / name).mkdir(parents=True)
     (directory / "var/tmp").chmod(0o1777)
     (directory / "var/run").symlink_to("/run")

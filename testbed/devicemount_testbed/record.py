@@ -37,6 +37,9 @@ class Record:
     def with_process(self, process: Process) -> "Record":
         return replace(self, processes=(*self.processes, process))
 
+    def without(self, process: Process) -> "Record":
+        return replace(self, processes=tuple(p for p in self.processes if p != process))
+
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -18,24 +18,32 @@ def set_failpoint(world: World, workload: str, container: str, point: Failpoint 
     env: Object = {"name": "DM_FAILPOINT"}
     env.update({"value": point.value} if point else {"$patch": "delete"})
     spec = {"template": {"spec": {"containers": [{"name": container, "env": [env]}]}}}
-    patched = world.api.call("PATCH", workload, {"spec": spec}, kind=STRATEGIC)
+    world.api.call("PATCH", workload, {"spec": spec}, kind=STRATEGIC)
+    rolled_out(world, workload)
 
-    def rolled_out(found: Object | None) -> bool:
-        status = (found or {}).get("status", {})
-        if status.get("observedGeneration", 0) < patched["metadata"]["generation"]:
+
+def rolled_out(world: World, workload: str = OPERATOR) -> None:
+    """Wait until every pod of the workload is as it should be, and ready."""
+
+    def is_done(found: Object | None) -> bool:
+        if found is None:
+            return False
+        status = found["status"]
+        if status.get("observedGeneration", 0) < found["metadata"]["generation"]:
             return False
         if workload == OPERATOR:
             return (
-                status.get("updatedReplicas") == 1
-                and status.get("replicas") == 1
-                and status.get("readyReplicas") == 1
+                status.get("updatedReplicas")
+                == status.get("replicas")
+                == status.get("readyReplicas")
+                == found["spec"]["replicas"]
             )
         wanted = status["desiredNumberScheduled"]
         return (
             status.get("updatedNumberScheduled") == wanted and status.get("numberReady") == wanted
         )
 
-    world.api.until(workload, rolled_out, deadline_s=60, what="rolled out")
+    world.api.until(workload, is_done, deadline_s=60, what="rolled out")
 
 
 def kills(world: World, component: str) -> int:

@@ -32,9 +32,9 @@ def test_a_device_is_borrowed_and_returned(world: World, each_node: str) -> None
     ]  # fmt: skip
     device = mount.target["devices"][0]["id"]
     assert shown[1].split()[:7] == [
-        "borrowed", "notebook", "main", each_node, f'["{device}"]', "True", "Mounted",
+        "borrowed", "notebook", "main", each_node, f'["{device}"]', "1/1", "Mounted",
     ] or shown[1].split()[:7] == [
-        "borrowed", "notebook", "main", each_node, device, "True", "Mounted",
+        "borrowed", "notebook", "main", each_node, device, "1/1", "Mounted",
     ]  # fmt: skip
 
     mount.delete()

@@ -15,12 +15,9 @@ from vendors.inside import Picture
 
 ONE = {RESOURCE: 1}
 BUSYBOX, DISTROLESS = "localhost/busybox:1", "localhost/scratch-target:1"
-AGENTS = [  # those of a mount
-    Failpoint.AGENT_AFTER_INTENT,
-    Failpoint.AGENT_AFTER_MOUNTS,
-    Failpoint.AGENT_AFTER_GRANT,
-    Failpoint.AGENT_BEFORE_COMMIT,
-]
+# Where some of it is there and some is not. The others: tests/soak/test_vendors.py; all of them, by
+# an agent without a cluster: tests/component/agent/test_failpoints.py.
+AGENTS = [Failpoint.AGENT_AFTER_MOUNTS]
 
 
 @pytest.fixture(scope="module", params=["node1", "node2"])
@@ -80,6 +77,11 @@ def test_all_of_a_spec_is_there_and_all_is_gone(world: World, boards: Board, ima
 def test_a_killed_agent_ends_mounted_or_clean(
     world: World, boards: Board, bystander: Pod, point: Failpoint
 ) -> None:
+    killed(world, boards, point)
+
+
+def killed(world: World, boards: Board, point: Failpoint) -> None:
+    """Mount while the agent is killed at that point; what is there then is whole, and all goes."""
     boards.write_spec()
     await_allocatable(world, boards.node, ONE)
     pod = world.pod("notebook", node=boards.node)

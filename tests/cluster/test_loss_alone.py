@@ -84,17 +84,18 @@ def no_operator(world: World) -> Iterator[None]:
         world.api.call("PATCH", OPERATOR, {"spec": {"replicas": replicas}}, kind=MERGE_PATCH)
 
     pods = f"/api/v1/namespaces/{SYSTEM}/pods?labelSelector=app.kubernetes.io/component%3Doperator"
+    replicas = world.api.call("GET", OPERATOR)["spec"]["replicas"]
     scale(0)
     try:
         eventually(lambda: not world.api.call("GET", pods)["items"], what="no operator runs")
         yield
     finally:
-        scale(1)
+        scale(replicas)
         world.api.until(
             OPERATOR,
-            lambda found: bool(found) and found["status"].get("readyReplicas") == 1,
+            lambda found: bool(found) and found["status"].get("readyReplicas") == replicas,
             deadline_s=60,
-            what="the operator is back",
+            what="the operators are back",
         )
 
 

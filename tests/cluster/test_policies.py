@@ -16,6 +16,7 @@ from devicemount_testbed.cluster import Testbed
 SHADOW = "dm-00000000-00000000-0"
 DRY = "?dryRun=All"
 FORBIDDEN, INVALID = 403, 422
+RELEASE = "devicemount.io/release-without-proof"
 RBAC = "/apis/rbac.authorization.k8s.io/v1"
 
 # user -> (API group, resource, verbs[, name]); every user may read and write DeviceMounts and pods
@@ -24,7 +25,12 @@ RIGHTS: dict[str, tuple[tuple[str, ...], ...]] = {
     "bob": (("", "pods/exec", "create"),),
     "ann": (("", "pods/exec", "create", "notebook"),),
     "operator": (("devicemount.io", "shadowpods", "manage"),),
-    "drainer": (),  # may patch nodes as well
+    "drainer": (),
+    "warden": (),
+}
+CLUSTER_RIGHTS: dict[str, tuple[str, ...]] = {
+    "drainer": ("", "nodes", "patch"),
+    "warden": ("devicemount.io", "devicemounts", "release"),
 }
 EVERYONE: tuple[tuple[str, ...], ...] = (
     ("devicemount.io", "devicemounts", "*"),
@@ -60,20 +66,25 @@ class Tenancy:
             body: Object = {"metadata": {"name": user}, "rules": rules}
             self.admin.call("POST", f"{rbac}/roles", body)
             self.admin.call("POST", f"{rbac}/rolebindings", self._binding(user, "Role", user))
-        drain = f"drain-{self.namespace}"
-        rule = _rule(("", "nodes", "patch"))
-        body = {"metadata": {"name": drain}, "rules": [rule]}
-        self.admin.call("POST", f"{RBAC}/clusterroles", body)
-        binding = self._binding("drainer", "ClusterRole", drain)
-        self.admin.call("POST", f"{RBAC}/clusterrolebindings", binding)
+        for user, right in CLUSTER_RIGHTS.items():
+            name = f"{user}-{self.namespace}"
+            body = {"metadata": {"name": name}, "rules": [_rule(right)]}
+            self.admin.call("POST", f"{RBAC}/clusterroles", body)
+            binding = self._binding(user, "ClusterRole", name)
+            self.admin.call("POST", f"{RBAC}/clusterrolebindings", binding)
         for user, rights in RIGHTS.items():
             for right in (*EVERYONE, *rights):
                 eventually(lambda u=user, r=right: self._may(u, r), what=f"{user} has {right}")
-        eventually(lambda: self._may("drainer", ("", "nodes", "patch")), what="drainer drains")
+        for user, right in CLUSTER_RIGHTS.items():
+            eventually(
+                lambda u=user, r=right: self._may(u, r, namespace=""),
+                what=f"{user} has {right}",
+            )
 
     def withdraw_cluster_rights(self) -> None:
-        for kind in ("clusterrolebindings", "clusterroles"):
-            self.admin.delete(f"{RBAC}/{kind}/drain-{self.namespace}")
+        for user in CLUSTER_RIGHTS:
+            for kind in ("clusterrolebindings", "clusterroles"):
+                self.admin.delete(f"{RBAC}/{kind}/{user}-{self.namespace}")
 
     def _binding(self, user: str, kind: str, role: str) -> Object:
         return {
@@ -88,11 +99,11 @@ class Tenancy:
             ],
         }
 
-    def _may(self, user: str, right: tuple[str, ...]) -> bool:
+    def _may(self, user: str, right: tuple[str, ...], *, namespace: str | None = None) -> bool:
         group, resource, verb, *name = right
         kind, _, subresource = resource.partition("/")
         attributes = {
-            "namespace": "" if kind == "nodes" else self.namespace,
+            "namespace": self.namespace if namespace is None else namespace,
             "group": group,
             "resource": kind,
             "subresource": subresource,
@@ -121,6 +132,11 @@ def device_mount(pod: str) -> Object:
         "metadata": {"name": "wanted"},
         "spec": {"target": {"podName": pod}, "resources": {"limits": {VCS: 1}}},
     }
+
+
+def selecting(**labels: str) -> Object:
+    body = device_mount("")
+    return body | {"spec": body["spec"] | {"target": {"selector": {"matchLabels": labels}}}}
 
 
 def pod(name: str, **metadata: object) -> Object:
@@ -201,6 +217,36 @@ def test_a_mount_passes_and_has_the_finalizer(tenancy: Tenancy, user: str, targe
     assert made["metadata"]["finalizers"] == ["devicemount.io/finalizer"]
 
 
+@pytest.mark.parametrize("user", ["eve", "ann"], ids=["without any", "with the right for one pod"])
+def test_a_selector_asks_for_the_right_on_every_pod(tenancy: Tenancy, user: str) -> None:
+    path, body = tenancy.mounts(more=DRY), selecting(app="web")
+    message = refusal(lambda: tenancy.by(user).call("POST", path, body))
+    assert (
+        "to give devices to the pods that a selector matches you need the right to create "
+        f"pods/exec on every pod of namespace {tenancy.namespace}"
+    ) in message
+    made = tenancy.by("bob").call("POST", path, body)
+    assert made["spec"]["target"] == {"selector": {"matchLabels": {"app": "web"}}}
+
+
+def test_neither_does_an_edit_of_the_target_get_around_it(tenancy: Tenancy) -> None:
+    """Ann may exec into one pod, and into no other: she cannot point at others afterwards."""
+    ann = tenancy.by("ann")
+    ann.call("POST", tenancy.mounts(), device_mount("notebook"))
+    path = tenancy.mounts("wanted", DRY)
+    every: Object = {"podName": None, "selector": {"matchLabels": {"app": "web"}}}
+    try:
+        for target in ({"podName": "other"}, every):
+            patch: Object = {"spec": {"target": target}}
+            said = refusal(lambda patch=patch: ann.call("PATCH", path, patch, kind=MERGE_PATCH))
+            assert "pods/exec" in said
+            tenancy.by("bob").call("PATCH", path, patch, kind=MERGE_PATCH)
+    finally:
+        tenancy.admin.delete(tenancy.mounts("wanted"))
+        gone = tenancy.mounts("wanted")
+        tenancy.admin.until(gone, lambda found: found is None, deadline_s=30, what="gone")
+
+
 def test_a_change_of_spec_asks_again_and_of_metadata_does_not(tenancy: Tenancy) -> None:
     tenancy.by("bob").call("POST", tenancy.mounts(), device_mount("absent"))
     path, eve = tenancy.mounts("wanted", DRY), tenancy.by("eve")
@@ -218,6 +264,54 @@ def test_a_change_of_spec_asks_again_and_of_metadata_does_not(tenancy: Tenancy) 
         tenancy.admin.until(gone, lambda found: found is None, deadline_s=30, what="gone")
 
 
+def test_a_release_without_proof_asks_for_a_right_in_the_whole_cluster(tenancy: Tenancy) -> None:
+    """Bob may do whatever he likes with DeviceMounts, in his namespace."""
+    said: Object = {"metadata": {"annotations": {RELEASE: "the node burnt down"}}}
+    body = device_mount("absent")
+    annotated = {**body, "metadata": {**body["metadata"], **said["metadata"]}}
+    bob, warden, path = tenancy.by("bob"), tenancy.by("warden"), tenancy.mounts("wanted", DRY)
+    new = tenancy.mounts(more=DRY)
+    assert "(ClusterRole devicemount-release)" in refusal(lambda: bob.call("POST", new, annotated))
+    bob.call("POST", tenancy.mounts(), body)
+    try:
+        assert "release" in refusal(lambda: bob.call("PATCH", path, said, kind=MERGE_PATCH))
+        warden.call("PATCH", tenancy.mounts("wanted"), said, kind=MERGE_PATCH)
+        label: Object = {"metadata": {"labels": {"a": "b"}}}
+        bob.call("PATCH", path, label, kind=MERGE_PATCH)
+        changed: Object = {"metadata": {"annotations": {RELEASE: "for another reason"}}}
+        refusal(lambda: bob.call("PATCH", path, changed, kind=MERGE_PATCH))
+        taken_back: Object = {"metadata": {"annotations": {RELEASE: None}}}
+        bob.call("PATCH", path, taken_back, kind=MERGE_PATCH)
+    finally:
+        tenancy.admin.delete(tenancy.mounts("wanted"))
+        gone = tenancy.mounts("wanted")
+        tenancy.admin.until(gone, lambda found: found is None, deadline_s=30, what="gone")
+
+
+MANY: dict[str, Object] = {
+    "labels": {"labels": {f"l{n}": "x" for n in range(65)}},
+    "finalizers": {"finalizers": [f"example.com/f{n}" for n in range(17)]},
+    "owners": {
+        "ownerReferences": [
+            {"apiVersion": "v1", "kind": "ConfigMap", "name": f"o{n}", "uid": f"u{n}"}
+            for n in range(17)
+        ]
+    },
+}
+
+
+@pytest.mark.parametrize("more", [pytest.param(more, id=name) for name, more in MANY.items()])
+def test_metadata_leaves_room_for_a_status(tenancy: Tenancy, more: Object) -> None:
+    body, path = device_mount("notebook"), tenancy.mounts(more=DRY)
+    many = {**body, "metadata": {**body["metadata"], **more}}
+    assert "at most" in refusal(lambda: tenancy.by("bob").call("POST", path, many))
+    few = {
+        name: dict(list(v.items())[1:]) if isinstance(v, dict) else v[:15]
+        for name, v in more.items()
+    }
+    tenancy.by("bob").call("POST", path, {**body, "metadata": {**body["metadata"], **few}})
+
+
 # Shadow pods
 
 
@@ -228,6 +322,30 @@ def test_only_the_operator_makes_shadow_pods(tenancy: Tenancy) -> None:
         lambda: tenancy.by("eve").call("POST", path, body)
     )
     tenancy.by("operator").call("POST", path, body)
+
+
+def test_no_controller_makes_them_on_behalf_of_a_tenant(testbed: Testbed, tenancy: Tenancy) -> None:
+    """Where controllers share one user, it makes the pods of every StatefulSet, whose template says
+    what they look like."""
+    user = "system:kube-controller-manager"
+    binding = {
+        "metadata": {"name": "controllers"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "eve"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }
+    rbac = f"{RBAC}/namespaces/{tenancy.namespace}/rolebindings"
+    tenancy.admin.call("POST", rbac, binding)
+    controllers, path = Api(testbed.kubeconfig, impersonate=user), tenancy.pods(more=DRY)
+
+    def may_make_pods() -> bool:
+        try:
+            return bool(controllers.call("POST", path, pod("of-a-set")))
+        except ApiError:
+            return False
+
+    eventually(may_make_pods, what="the binding is known")
+    body = shadow_pod("dm-00000000-00000000-1")
+    assert "only devicemount creates pods" in refusal(lambda: controllers.call("POST", path, body))
 
 
 FOREIGN_OWNER = {"apiVersion": "v1", "kind": "ConfigMap", "name": "x", "uid": "1"}
@@ -269,7 +387,16 @@ PROCESS = "what runs in a shadow pod, and for how long, is devicemount's"
             id="naming another mount",
         ),
         pytest.param(
+            SHADOW,
+            {"metadata": {"annotations": {"devicemount.io/resources": '{"a.io/b": 9}'}}},
+            METADATA,
+            id="pretending that it asked for more",
+        ),
+        pytest.param(
             SHADOW, {"metadata": {"ownerReferences": [FOREIGN_OWNER]}}, METADATA, id="other owners"
+        ),
+        pytest.param(
+            SHADOW, {"metadata": MANY["labels"]}, "at most 64 labels", id="more labels than needed"
         ),
         pytest.param(
             SHADOW,

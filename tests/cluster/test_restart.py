@@ -79,3 +79,18 @@ def opens_again(world: World, *, kills: int) -> None:
 
 def test_killed_again_and_again_it_opens_the_same_device(world: World) -> None:
     opens_again(world, kills=KILLS)
+
+
+def test_a_runtime_that_is_killed_takes_nothing_away(world: World) -> None:
+    pod = world.pod("notebook", node="node1")
+    mount = world.mount("stays", pod).ready()
+    (shadow,), before, target = mount.shadow_pods(), pod.identity(), mount.target
+    killed = world.testbed.exec(pod.node, ["sh", "-c", "kill -9 $(pidof containerd)"])
+    assert killed.returncode == 0, killed.stderr
+    eventually(lambda: pod.run("true").returncode == 0, what="another one answers")
+    second = world.mount("second", pod).ready()
+    assert pod.openable() == {
+        path.rpartition("/")[2] for one in (mount, second) for path in one.files()
+    }
+    assert [one["metadata"]["uid"] for one in mount.shadow_pods()] == [shadow["metadata"]["uid"]]
+    assert (pod.identity(), mount.target) == (before, target), "and nothing was granted anew"

@@ -31,7 +31,7 @@ from vendors.volcano import CORES, DECIDED, MEMORY, NUMBER, SCHEDULER, Volcano, 
 
 RESERVATION = {"schedulerName": SCHEDULER, "acceptEnvFile": True}
 SLICE = {NUMBER: 1, MEMORY: 20, CORES: 5}  # 20 MiB, 5 percent: enough for all at once
-ROUNDS = 20
+ROUNDS = 5  # hundreds: tests/soak/test_vendors.py
 OTHERS = 10
 CACHE = "/tmp/vgpu"
 

@@ -23,6 +23,7 @@ from devicemount_testbed.vcs import OPENABLE, VCS, free_devices
 from devicemount_testbed.waiting import wait_until
 
 SYSTEM = "devicemount-system"
+LEASE = f"/apis/coordination.k8s.io/v1/namespaces/{SYSTEM}/leases/devicemount-operator"
 LOOP = "testbed.devicemount.io/loop"
 FUSE = "testbed.devicemount.io/fuse"
 MANY_DEVICES = "testbed.devicemount.io/many"
@@ -253,5 +254,9 @@ class World:
         """Return the node's allocatable devices less the requests of its unfinished pods."""
         return free_devices(self.api, node, resource)
 
+    def leader(self) -> str:
+        """Return the name of the operator's pod that holds the Lease; "" while none does."""
+        return str(self.api.call("GET", LEASE)["spec"].get("holderIdentity") or "")
+
     def operator_log(self) -> str:
-        return self.testbed.kubectl("logs", "-n", SYSTEM, "deployment/devicemount-operator")
+        return self.testbed.kubectl("logs", "-n", SYSTEM, self.leader())

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The vendors' long runs: 200 rounds of a plugin that guesses, and a spec that comes 45 s late."""
+"""The vendors' long runs: 200 rounds of a plugin that guesses, a spec that comes 45 s late, and the
+agent killed at each point of a mount.
+"""
 
 import os
 import time
@@ -7,9 +9,10 @@ import time
 import pytest
 
 from cluster.borrowing import apply, await_allocatable, look
-from cluster.test_cdi import boards
+from cluster.test_cdi import boards, killed
 from cluster.test_volcano import rounds, vgpus
-from cluster.world import World
+from cluster.world import Pod, World
+from devicemount_agent_api.failpoints import Failpoint
 from vendors.cdi import RESOURCE, Board
 from vendors.volcano import Volcano
 
@@ -17,6 +20,11 @@ __all__ = ["boards", "vgpus"]
 
 ROUNDS = int(os.environ.get("SOAK_SERIALISED_ROUNDS", "200"))
 LATE_S = float(os.environ.get("SOAK_LATE_S", "45"))
+OTHERS_OF_A_MOUNT = (  # the rest of cluster.test_cdi's
+    Failpoint.AGENT_AFTER_INTENT,
+    Failpoint.AGENT_AFTER_GRANT,
+    Failpoint.AGENT_BEFORE_COMMIT,
+)
 
 
 @pytest.mark.parametrize("vgpus", ["node1"], indirect=True)
@@ -38,3 +46,11 @@ def test_a_spec_that_comes_late(world: World, boards: Board) -> None:
     mount.ready(deadline_s=60)
     mount.delete()
     assert look(pod) == before
+
+
+@pytest.mark.parametrize("boards", ["node1"], indirect=True)
+@pytest.mark.parametrize("point", OTHERS_OF_A_MOUNT, ids=lambda point: point.value)
+def test_a_killed_agent_ends_mounted_or_clean(
+    world: World, boards: Board, bystander: Pod, point: Failpoint
+) -> None:
+    killed(world, boards, point)

@@ -27,6 +27,7 @@ CHECKPOINT = DIRECTORY / "kubelet_internal_checkpoint"
 HEALTHY, UNHEALTHY = "Healthy", "Unhealthy"
 CALL_S = 10.0
 KNOWN_S = 10.0
+POLL_S = 0.01  # a kubelet takes some milliseconds to write
 
 Answer = Callable[[list[str]], pb.ContainerAllocateResponse]
 
@@ -135,6 +136,7 @@ def await_known(testbed: Testbed, node: str, stand_in: StandIn) -> None:
         lambda: known(testbed, node).get(stand_in.resource, set()) == stand_in.healthy,
         what=f"the kubelet of {node} knows {stand_in.resource}",
         seconds=KNOWN_S,
+        poll_s=POLL_S,
     )
 
 

@@ -1,17 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every figure of the agent stands on the page, and nothing else of it."""
+"""Every figure of operator and agent stands on the page, and nothing else of theirs."""
 
 import re
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[3]
-MADE = re.compile(r'(?:Counter|gauge)\(\s*"(devicemount_\w+)"')
+MADE = re.compile(r'(?:Counter|Histogram|gauges?)\(\s*"(devicemount_\w+)"')
 LISTED = re.compile(r"^\| `(devicemount_\w+)", re.MULTILINE)
 
 
-def test_the_page_names_what_the_agent_has() -> None:
-    sources = (ROOT / "agent/devicemount_agent").rglob("*.py")
-    made = {name for source in sources for name in MADE.findall(source.read_text())}
-    of_agent, _, _ = (ROOT / "docs/metrics.md").read_text().partition("## Device plugin")
+@pytest.mark.parametrize(
+    ("sources", "heading"),
+    [
+        ("operator/devicemount_operator", "## Operator"),
+        ("agent/devicemount_agent", "## Node agent"),
+    ],
+)
+def test_the_page_names_what_there_is(sources: str, heading: str) -> None:
+    files = (ROOT / sources).rglob("*.py")
+    made = {name for file in files for name in MADE.findall(file.read_text())}
+    _, _, rest = (ROOT / "docs/metrics.md").read_text().partition(heading)
+    section, _, _ = rest.partition("\n## ")
     assert made
-    assert sorted(LISTED.findall(of_agent)) == sorted(made)
+    assert sorted(LISTED.findall(section)) == sorted(made)
