@@ -9,7 +9,7 @@ the device allocated until the agent has revoked.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -119,7 +119,7 @@ def is_ours(pod: Json, *, mount: DeviceMount, image: str) -> bool:
         and meta["name"].removeprefix(prefix).isdecimal()
         and (meta.get("labels") or {}).get(LABEL) == mount.metadata.uid
         and annotations.get(MOUNT_ANNOTATION) == mount.metadata.name
-        and _is_owned(meta.get("ownerReferences") or (), mount)
+        and _is_owned(meta.get("ownerReferences") or (), mount, target_uid=target_uid)
         and spec.get("terminationGracePeriodSeconds") == FENCE_S
         and tuple(hold.get("command") or ()) == COMMAND
         and not hold.get("args")
@@ -130,7 +130,8 @@ def is_ours(pod: Json, *, mount: DeviceMount, image: str) -> bool:
 def is_adoptable(pod: Json, *, mount: DeviceMount, image: str) -> bool:
     """Say whether a pod that stands where a new one was to be made can serve in its place."""
     same_image = _last_component(_hold_of(pod).get("image", "")) == _last_component(image)
-    return same_image and is_ours(pod, mount=mount, image=image)
+    is_controlled = bool(_controllers(pod["metadata"].get("ownerReferences") or ()))
+    return same_image and is_controlled and is_ours(pod, mount=mount, image=image)
 
 
 def node_of(pod: Json) -> NodeName:
@@ -198,13 +199,19 @@ def _owners(mount: DeviceMount, target: TargetPod) -> list[dict[str, Any]]:
     ]
 
 
-def _is_owned(references: Iterable[Json], mount: DeviceMount) -> bool:
+def _is_owned(references: Sequence[Json], mount: DeviceMount, *, target_uid: str) -> bool:
     """Garbage collection takes the mount's reference off once the mount is deleted (foreground,
-    orphan) or gone, since the target owns the pod too: no reason to forget what it holds."""
-    controllers = [r for r in references if r.get("controller") is True]
-    if not controllers:
-        return mount.metadata.deletion_timestamp is not None
-    return any(reference.get("uid") == mount.metadata.uid for reference in controllers)
+    orphan) or gone, and leaves the target's: no reason to forget what it holds. The watch of pods
+    may tell of that before the one of DeviceMounts tells that the mount is being deleted."""
+    controllers = _controllers(references)
+    if controllers:
+        return any(reference.get("uid") == mount.metadata.uid for reference in controllers)
+    is_target_s_alone = {reference.get("uid") for reference in references} == {target_uid}
+    return is_target_s_alone or mount.metadata.deletion_timestamp is not None
+
+
+def _controllers(references: Sequence[Json]) -> list[Json]:
+    return [reference for reference in references if reference.get("controller") is True]
 
 
 def _only_on(node: NodeName) -> dict[str, Any]:

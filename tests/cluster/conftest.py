@@ -8,7 +8,17 @@ from functools import partial
 import pytest
 
 from cluster.failing import bystanding
-from cluster.world import FUSE, LOOP, MANY_DEVICES, SYSTEM, VCS, Pod, World, eventually
+from cluster.world import (
+    DEADLINE_S,
+    FUSE,
+    LOOP,
+    MANY_DEVICES,
+    SYSTEM,
+    VCS,
+    Pod,
+    World,
+    eventually,
+)
 from devicemount_testbed.api import Api, mount_path
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.devices import MANY
@@ -31,6 +41,7 @@ def world(testbed: Testbed, api: Api) -> Iterator[World]:
     namespace = f"test-{secrets.token_hex(4)}"
     path = f"/api/v1/namespaces/{namespace}"
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    api.until(f"{path}/serviceaccounts/default", bool, deadline_s=DEADLINE_S, what="there")
     made = World(testbed, api, namespace)
     yield made
     for pod in made.pods.values():

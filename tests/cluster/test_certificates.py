@@ -98,11 +98,13 @@ class Cluster:
             shown.append(x509.load_pem_x509_certificate(done.stdout))
         return shown
 
-    def delivered_to_operator(self) -> bytes:
-        (pod,) = self.pods("operator")
-        name = pod["metadata"]["name"]
+    def delivered_to_operators(self) -> set[bytes]:
         path = "/etc/devicemount/tls/tls.crt"
-        return self.testbed.kubectl("exec", "-n", SYSTEM, name, "--", "cat", path).encode()
+        names = [pod["metadata"]["name"] for pod in self.pods("operator")]
+        return {
+            self.testbed.kubectl("exec", "-n", SYSTEM, name, "--", "cat", path).encode()
+            for name in names
+        }
 
     def renew(self, *names: str) -> None:
         """Do as `cmctl renew`, and wait until new ones are there."""
@@ -252,7 +254,7 @@ def _changes_under_mounts(world: World, cluster: Cluster) -> None:
 
     def operator_has_read() -> bool:
         cluster.hasten()
-        return cluster.delivered_to_operator() == (cluster.secret(OPERATOR) or {})["tls.crt"]
+        return cluster.delivered_to_operators() == {(cluster.secret(OPERATOR) or {})["tls.crt"]}
 
     def agents_follow() -> bool:
         return set(cluster.served()) == {cluster.leaf(AGENT)}

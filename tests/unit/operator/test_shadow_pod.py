@@ -227,8 +227,11 @@ def test_a_pod_of_an_earlier_version_is_ours_but_serves_no_new_reservation() -> 
 def test_the_pod_of_a_deleted_mount_is_ours_after_garbage_collection_took_the_reference() -> None:
     pod = copy.deepcopy(posted())
     del pod["metadata"]["ownerReferences"][0]
-    assert not shadow_pod.is_ours(pod, mount=given.mount(), image=IMAGE)
     assert shadow_pod.is_ours(pod, mount=given.deleted(), image=IMAGE)
+    assert shadow_pod.is_ours(pod, mount=given.mount(), image=IMAGE)  # not known to be deleted yet
+    assert not shadow_pod.is_adoptable(pod, mount=given.mount(), image=IMAGE)
+    pod["metadata"]["ownerReferences"][0]["uid"] = "another"
+    assert not shadow_pod.is_ours(pod, mount=given.mount(), image=IMAGE)
 
 
 def reserved(*, priority_class: PriorityClass | None = None, **reservation: Any) -> dict[str, Any]:
