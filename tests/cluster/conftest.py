@@ -96,9 +96,10 @@ def _deployed(testbed: Testbed, api: Api) -> None:
         eventually(partial(offers, each.name), what=f"{each.name} offers the testbed's devices")
 
 
-LAST = ("test_certificates.py", "test_install.py")
+LAST = ("", "test_certificates.py", "test_install.py", "test_availability.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run last what takes devicemount off the cluster: the others need it."""
-    items.sort(key=lambda item: item.path.name in LAST)
+    """Run last what takes devicemount off the cluster, and at the very end what stops the API
+    server: controllers of Kubernetes need a minute after that, quota's above all."""
+    items.sort(key=lambda item: LAST.index(item.path.name) if item.path.name in LAST else 0)

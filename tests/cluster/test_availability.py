@@ -110,19 +110,6 @@ def test_what_was_asked_before_it_went_away_is_done_when_it_is_back(
     assert len(coming.shadow_pods()) == 1
     coming.delete()
     assert pod.openable() == set()
-    controllers_are_back(world)
-
-
-def controllers_are_back(world: World) -> None:
-    """Wait until Kubernetes' own work again as well: tests that follow take them for granted."""
-    quotas = f"/api/v1/namespaces/{world.namespace}/resourcequotas"
-    world.api.call("POST", quotas, {"metadata": {"name": "any"}, "spec": {"hard": {"pods": "9"}}})
-
-    def is_counted(quota: Object | None) -> bool:
-        return "used" in (quota or {}).get("status", {})
-
-    world.api.until(f"{quotas}/any", is_counted, deadline_s=RECOVERY_S, what="counted")
-    rolled_out(world)
 
 
 def operators(world: World) -> list[Object]:
