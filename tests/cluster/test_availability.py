@@ -17,6 +17,7 @@ from devicemount_testbed.lifecycle import stopped
 
 AWAY_S = float(os.environ.get("API_AWAY_S", "20"))
 RECOVERY_S = 60.0
+WATCHES_S = 180.0  # scheduler and kubelet each open a broken watch again after up to a minute
 OPERATORS = f"{pod_path(SYSTEM)}?labelSelector=app.kubernetes.io/component%3Doperator"
 
 
@@ -104,9 +105,10 @@ def test_what_was_asked_before_it_went_away_is_done_when_it_is_back(
     with stopped(world.testbed.layout, component):
         time.sleep(away_s)  # that is how long it is away
     back = time.monotonic()
-    coming.ready(RECOVERY_S)
     going.gone(RECOVERY_S)
+    eventually(lambda: len(coming.shadow_pods()) == 1, what="it is reserved", deadline_s=RECOVERY_S)
     assert time.monotonic() - back < RECOVERY_S
+    coming.ready(WATCHES_S)
     assert len(coming.shadow_pods()) == 1
     coming.delete()
     assert pod.openable() == set()
