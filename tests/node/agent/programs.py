@@ -20,15 +20,23 @@ def op(code: int, *, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> 
     return struct.pack("<BBhi", code, src << 4 | dst, off, imm)
 
 
-def allow_list(numbers: Iterable[DeviceNumber]) -> bytes:
-    """Build what runc builds: the listed devices may be read and written, everything made."""
-    code = [
+# What runtimes begin with.
+LOADS = b"".join(
+    (
         op(0x61, dst=2, src=1),  # r2 = access << 16 | type
         op(0xBC, dst=3, src=2),
         op(0x54, dst=2, imm=0xFFFF),  # w2 = type
         op(0x74, dst=3, imm=16),  # w3 = access
         op(0x61, dst=4, src=1, off=4),  # r4 = major
         op(0x61, dst=5, src=1, off=8),  # r5 = minor
+    )
+)
+
+
+def allow_list(numbers: Iterable[DeviceNumber]) -> bytes:
+    """Build what runc builds: the listed devices may be read and written, everything made."""
+    code = [
+        LOADS,
         op(0x55, dst=3, off=2, imm=1),  # mknod only: allow
         op(0xB7, dst=0, imm=1),
         op(0x95),

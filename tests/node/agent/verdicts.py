@@ -74,16 +74,8 @@ class Program:
         return next(fitting, self.otherwise)
 
     def code(self) -> bytes:
-        head = [
-            op(0x61, dst=2, src=1),
-            op(0xBC, dst=3, src=2),
-            op(0x54, dst=2, imm=0xFFFF),
-            op(0x74, dst=3, imm=16),
-            op(0x61, dst=4, src=1, off=4),
-            op(0x61, dst=5, src=1, off=8),
-        ]
-        rest = (rule.code() for rule in self.rules)
-        return b"".join([*head, *rest, op(0xB7, imm=int(self.otherwise)), op(0x95)])
+        rules = (rule.code() for rule in self.rules)
+        return b"".join([programs.LOADS, *rules, op(0xB7, imm=int(self.otherwise)), op(0x95)])
 
 
 accesses = st.sampled_from([R, W, RW])

@@ -21,6 +21,7 @@ from devicemount_agent.graft.device_program import (
     wrap,
 )
 from devicemount_agent.model import Access, DeviceNumber
+from node.agent.programs import LOADS, op
 
 from .interpreter import run
 
@@ -30,20 +31,9 @@ BITS = {Access.READ: 2, Access.WRITE: 4}
 MKNOD = 1
 
 
-def op(code: int, *, dst: int = 0, src: int = 0, off: int = 0, imm: int = 0) -> bytes:
-    return struct.pack("<BBhi", code, src << 4 | dst, off, imm)
-
-
 def original_allowing(rules: dict[DeviceNumber, int]) -> bytes:
     """Build what runtimes build: each rule in turn, then deny."""
-    code = [
-        op(0x61, dst=2, src=1),
-        op(0xBC, dst=3, src=2),
-        op(0x54, dst=2, imm=0xFFFF),
-        op(0x74, dst=3, imm=16),
-        op(0x61, dst=4, src=1, off=4),
-        op(0x61, dst=5, src=1, off=8),
-    ]
+    code = [LOADS]
     for number, bits in rules.items():
         code += [
             op(0x55, dst=2, off=7, imm=KINDS[number.kind]),
