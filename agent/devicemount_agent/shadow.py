@@ -84,10 +84,10 @@ class ShadowPods:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._late: dict[PodUID, asyncio.Task[None]] = {}
+        self._lowering: dict[PodUID, asyncio.Task[None]] = {}
 
     def close(self) -> None:
-        for task in self._late.values():
+        for task in self._lowering.values():
             task.cancel()
 
     async def check(self, shadow: ShadowPod, namespace: str, mount_uid: MountUID) -> None:
@@ -136,34 +136,36 @@ class ShadowPods:
         return sandbox is not None and sandbox.is_ready
 
     async def lower_fence(self, uid: PodUID, mount_uid: MountUID) -> None:
-        """Let `hold` end; if it does not run yet, stay behind and let it end when it does."""
-        if uid in self._late or await self._lowered(uid, mount_uid):
+        """Let `hold` end: told now, or as soon as it runs, and again until it has ended."""
+        if uid in self._lowering:
             return
-        task = asyncio.create_task(self._lower_late(uid, mount_uid))
-        self._late[uid] = task
-        task.add_done_callback(lambda _: self._late.pop(uid))
+        hold = await self._hold(uid, mount_uid)
+        if hold is not None:
+            _tell_lowered(hold)
+        if uid not in self._lowering:
+            task = asyncio.create_task(self._lower(uid, mount_uid, hold))
+            self._lowering[uid] = task
+            task.add_done_callback(lambda _: self._lowering.pop(uid))
+        elif hold is not None:
+            hold.close()
 
-    async def _lower_late(self, uid: PodUID, mount_uid: MountUID) -> None:
+    async def _lower(self, uid: PodUID, mount_uid: MountUID, hold: Hold | None) -> None:
+        """Stay behind: one that has only just begun takes no signal yet, and misses what it is
+        told."""
         give_up = asyncio.get_running_loop().time() + LATE_S
-        while asyncio.get_running_loop().time() < give_up:
+        while hold is None and asyncio.get_running_loop().time() < give_up:
             await asyncio.sleep(LATE_POLL_S)
             try:
-                if await self._lowered(uid, mount_uid):
-                    return
+                hold = await self._hold(uid, mount_uid)
             except NodeUnavailable as error:
                 log.warning(line("kept fence", shadow_uid=uid, error=error))
-
-    async def _lowered(self, uid: PodUID, mount_uid: MountUID) -> bool:
-        hold = await self._hold(uid, mount_uid)
         if hold is None:
-            return False
-        with _closed_after(hold):
-            try:
-                signal.pidfd_send_signal(hold.pidfd, signal.SIGUSR1)
-            except ProcessLookupError:
-                return True
+            return
         log.info(line("lowered fence", shadow_uid=uid, pid=hold.pid))
-        return True
+        with _closed_after(hold):
+            while not has_ended(hold.pidfd) and asyncio.get_running_loop().time() < give_up:
+                _tell_lowered(hold)
+                await asyncio.sleep(LATE_POLL_S)
 
     async def _hold(self, uid: PodUID, mount_uid: MountUID) -> Hold | None:
         container_id = await self._runtime.running(uid, HOLD)
@@ -182,6 +184,11 @@ def _opened(facts: ContainerFacts) -> Hold | None:
             stack.pop_all()
             return Hold(facts.pid, pidfd, comm_fd)
     return None
+
+
+def _tell_lowered(hold: Hold) -> None:
+    with suppress(ProcessLookupError):
+        signal.pidfd_send_signal(hold.pidfd, signal.SIGUSR1)
 
 
 @contextmanager

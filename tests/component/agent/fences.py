@@ -41,23 +41,34 @@ class Fence:
         self.node.runtime.sandboxes.remove(self.shadow.pod)
         self.kill()
 
+    def waits(self) -> bool:
+        """Tell whether it takes signals by now."""
+        return _waits(self.pid, "hold")
+
     def stands(self) -> bool:
         return self.unshare.poll() is None
 
 
 @contextmanager
-def fence(node: Node, shadow: Shadow) -> Iterator[Fence]:
-    """Run the shadow pod's container until the end of the block, or until it ends."""
+def fence(node: Node, shadow: Shadow, *, gate: Path | None = None) -> Iterator[Fence]:
+    """Run the shadow pod's container until the end of the block, or until it ends.
+
+    Behind a gate, a pipe, it is PID 1 already and takes no signal yet, until the pipe is written.
+    """
     container_id = os.urandom(32).hex()
     cgroup = node.lab.top / f"pod{shadow.pod.uid}" / container_id
     node.lab.make(cgroup)
-    join = f"echo $$ > {cgroup}/cgroup.procs; exec unshare --pid --fork --kill-child $0"
-    with subprocess.Popen(["sh", "-c", join, str(node.settings.hold)]) as unshare:
+    begin = str(node.settings.hold)
+    if gate is not None:
+        os.mkfifo(gate)
+        begin = f"sh -c 'read go < {gate}; exec {begin}'"
+    join = f"echo $$ > {cgroup}/cgroup.procs; exec unshare --pid --fork --kill-child {begin}"
+    with subprocess.Popen(["sh", "-c", join]) as unshare:
         try:
             shadow.pod.labels.setdefault("devicemount.io/shadow", MOUNT_UID)
             if shadow.pod not in node.runtime.sandboxes:
                 node.runtime.sandboxes.append(shadow.pod)
-            pid = _child(unshare.pid)
+            pid = _child(unshare.pid, "sh" if gate is not None else "hold")
             node.runtime.add(shadow.pod, "hold", container_id=container_id, pid=pid)
             yield Fence(node, shadow, container_id, pid, unshare)
         finally:
@@ -65,16 +76,18 @@ def fence(node: Node, shadow: Shadow) -> Iterator[Fence]:
             unshare.kill()
 
 
-def _child(pid: int) -> int:
-    """Return the process that unshare has begun, once it is `hold` and waits for signals."""
+def _child(pid: int, name: str) -> int:
+    """Return the process that unshare has begun, once it has that name and waits."""
     children = Path(f"/proc/{pid}/task/{pid}/children")
     until(lambda: children.read_text() != "", what="unshare has a child")
     child = int(children.read_text())
-    status = Path(f"/proc/{child}/status")
-    until(
-        lambda: {"Name:\thold", "State:\tS (sleeping)"} <= set(lines_of(status)), what="hold waits"
-    )
+    until(lambda: _waits(child, name), what=f"{name} waits")
     return child
+
+
+def _waits(pid: int, name: str) -> bool:
+    lines = set(lines_of(Path(f"/proc/{pid}/status")))
+    return {f"Name:\t{name}", "State:\tS (sleeping)"} <= lines
 
 
 def show_target(node: Node, name: str = "notebook-0") -> None:

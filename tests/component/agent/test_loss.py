@@ -5,6 +5,7 @@ device, and only then the fence is lowered.
 
 import signal
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,20 @@ async def test_a_deleted_shadow_pod_is_given_up_and_its_fence_lowered(node: Node
         assert lost.reason == "ReservationLost"
         assert lost.message == f"shadow pod {shadow.pod.name} is being deleted"
         assert target.box.inside.process.poll() is None, "who holds nothing lives on"
+
+
+async def test_a_fence_that_takes_no_signal_yet_is_lowered_when_it_does(
+    node: Node, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    async with node.agent():
+        target, shadow = await mounted(node)
+        with fence(node, shadow, gate=gate) as guard:
+            assert (await node.remove(target, shadow, policy=pb.LOST)).phase == pb.REMOVED
+            gate.write_text("go\n")
+            await until(guard.waits, "hold waits")
+            guard.tell_deleted()
+            await until(lambda: not guard.stands(), "the fence is lowered")
 
 
 async def test_its_holders_are_asked_to_end_while_the_fence_stands(node: Node) -> None:
