@@ -190,6 +190,7 @@ class Grafts:
         """Take note that all that was asked for is granted: the ready file says so."""
         self.shown.note_complete(key)
         self.shown.update_all(self.ledger.of_mount(key))
+        self.changes.note(key)
 
     # ---- out
 

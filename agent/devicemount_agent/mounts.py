@@ -425,6 +425,7 @@ class Mounts:
             else None,
             granted_unix_ns=max((grant.granted_unix_ns for grant in current), default=0),
             timings_us=self._timings.get(key, {}),
+            is_incomplete=self._grafts.shown.is_incomplete(key),
         )
 
     def _shadow_state(self, grant: Grant) -> ShadowState:

@@ -47,6 +47,10 @@ class Shown:
     def note_incomplete(self, key: MountKey) -> None:
         self._complete.discard(key)
 
+    def is_incomplete(self, key: MountKey) -> bool:
+        """Tell whether, where a ready file has a place, not all is known to be granted."""
+        return key not in self._complete and any(map(self._has_place, self._ledger().of_mount(key)))
+
     def update(self, container_id: ContainerID) -> None:
         """Make the files of a container what is so now. Raises OSError."""
         grants = [g for g in self._ledger().in_container(container_id) if self._has_place(g)]

@@ -53,6 +53,7 @@ class MountState:
     container_id: ContainerID | None = None
     granted_unix_ns: int = 0  # of the latest grant in the current container; 0: there is none
     timings_us: Mapping[str, int] = field(default_factory=dict)
+    is_incomplete: bool = False  # see Shown.is_incomplete
 
     @property
     def phase(self) -> Phase:

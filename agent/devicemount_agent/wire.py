@@ -135,6 +135,7 @@ def from_state(state: MountState) -> pb.MountState:
         shadow_pods=map(_from_shadow, state.shadow_pods),
         granted_unix_ns=state.granted_unix_ns,
         timings_us=state.timings_us,
+        incomplete=state.is_incomplete,
     )
 
 

@@ -197,7 +197,8 @@ class Actor:
         )
         part = subject.part_memory
         part.end_apply()
-        part.applied = time.monotonic()
+        part.asked_at = time.monotonic()
+        part.applied = None if part.is_measured else part.asked_at
         part.asked = part.applying = frozenset(shadow.uid for shadow in call.shadows)
         part.container, part.asked_for = action.container, spec.target
         part.apply_task = asyncio.ensure_future(self._apply(subject.memory, part, call))
@@ -215,11 +216,13 @@ class Actor:
             )
             if len(call.shadows) > 1:  # which of them failed, and which are granted?
                 await self._ask_what_is_so(memory, call)
-            now = time.monotonic()
-            part.refusal = Refusal(reason=error.reason, message=str(error), at=now)
+            if not memory.are_granted(part.asked):  # else it was only to be told what stands
+                now = time.monotonic()
+                part.refusal = Refusal(reason=error.reason, message=str(error), at=now)
         else:
             if said.phase is GrantPhase.GRANTED:
                 fire(Failpoint.OPERATOR_AFTER_GRANT)
+                part.is_measured = True
             memory.answered(said.grants, now=time.monotonic())
         part.applying, part.apply_task = frozenset(), None
         self._wake(call.mount_uid)

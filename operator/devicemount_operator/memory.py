@@ -39,7 +39,9 @@ class PartMemory:
 
     seen: float  # monotonic: since when it is one
     setback: Setback | None = None
-    applied: float | None = None  # monotonic: the first Apply was sent
+    applied: float | None = None  # monotonic: the Apply was sent by which it was granted first
+    is_measured: bool = False  # it was granted once: how long a later grant takes is not told
+    asked_at: float | None = None  # monotonic: the last Apply was sent
     container: str | None = None  # that the last Apply named
     asked_for: Target | None = None  # spec.target when it was sent
     asked: frozenset[PodUID] = frozenset()  # the shadow pods that it named
@@ -97,6 +99,8 @@ class Memory:
             nodes=nodes,
             grants=tuple(self._grants.values()),
             released=frozenset(self.released),
+            asked=part.asked,
+            asked_at=part.asked_at,
             applying=part.applying,
             container=part.container,
             asked_for=part.asked_for,
@@ -192,6 +196,10 @@ class Memory:
         known = set(shadows)
         for uid in (self._given_back() | self.released) - known:
             self._forget(uid)
+
+    def are_granted(self, shadows: Iterable[PodUID]) -> bool:
+        """Tell whether all of these are known to open."""
+        return all(is_granted(self._grants.get(uid)) for uid in shadows)
 
     def is_chosen(self, shadow_uid: PodUID) -> bool:
         """Tell whether an agent has said which devices the kubelet chose for a shadow pod."""

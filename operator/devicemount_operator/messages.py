@@ -73,6 +73,7 @@ def _grant(state: agent_pb2.MountState, shadow: agent_pb2.ShadowState, place: Pl
         container_id=ContainerID(state.container_id) if state.container_id else None,
         container=shadow.container,
         granted_wall=granted_ns / 1e9 if granted_ns else None,
+        incomplete=state.incomplete,
         timings_ms={step: us / 1000 for step, us in sorted(state.timings_us.items())},
     )
 

@@ -719,11 +719,14 @@ class MountState(_message.Message):
     SHADOW_PODS_FIELD_NUMBER: _builtins.int
     GRANTED_UNIX_NS_FIELD_NUMBER: _builtins.int
     TIMINGS_US_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
     container_id: _builtins.str
     phase: Global___Phase.ValueType
     """the least of its shadow pods': GRANTED only if all are"""
     granted_unix_ns: _builtins.int
     """when the grant of the current container was verified; 0: it is not"""
+    incomplete: _builtins.bool
+    """not all that Apply named last is known to stand, so `.ready` does not either"""
     @_builtins.property
     def key(self) -> Global___MountKey: ...
     @_builtins.property
@@ -741,10 +744,11 @@ class MountState(_message.Message):
         shadow_pods: _abc.Iterable[Global___ShadowState] | None = ...,
         granted_unix_ns: _builtins.int = ...,
         timings_us: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        incomplete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "granted_unix_ns", b"granted_unix_ns", "key", b"key", "phase", b"phase", "shadow_pods", b"shadow_pods", "timings_us", b"timings_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_id", b"container_id", "granted_unix_ns", b"granted_unix_ns", "incomplete", b"incomplete", "key", b"key", "phase", b"phase", "shadow_pods", b"shadow_pods", "timings_us", b"timings_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

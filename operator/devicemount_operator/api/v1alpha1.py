@@ -482,7 +482,7 @@ class Holder(_Model):
 
 
 class Timings(_Model):
-    """How long the mount took, each since the operator first saw the object."""
+    """How long the first mount in this pod took, each since the operator first saw the object."""
 
     reserved_ms: Milliseconds | None = Field(
         default=None, description="Until the kubelet had chosen the devices."

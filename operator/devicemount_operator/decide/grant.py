@@ -32,6 +32,7 @@ _NEEDS_ANOTHER_POD = frozenset({Reason.INSUFFICIENT, Reason.RESERVATION_LOST})
 _LOSSES = frozenset({Reason.RESERVATION_LOST, Reason.SHADOW_NOT_RUNNING})
 
 BLOCKED_S: Final = 15.0  # the agent tells when it is over; this is for the case that it does not
+MISSED_S: Final = 15.0  # the same: what opens opens meanwhile
 REGRAFT_S: Final = 3.0  # the agent grafts a container's next run by itself; then it is asked to
 
 
@@ -89,10 +90,11 @@ def granted(observation: Observation) -> Decision | None:
         if reasons.is_note(concern.reason):
             fact += f". {concern.message.rstrip('. ')}"
     return Decision(
+        actions=_telling(observation),
         report=Report(
             reason=Reason.MOUNTED, message=reasons.message(Reason.MOUNTED, fact), target=target
         ),
-        requeue_after_s=reservation.guard_check_in_s(observation),
+        requeue_after_s=_later_s(observation),
         setback=_of_losses(observation),
     )
 
@@ -116,6 +118,39 @@ def asked(observation: Observation) -> Decision | None:
         requeue_after_s=_next_look_s(observation, shadows),
         setback=observation.setback,
     )
+
+
+def _telling(observation: Observation) -> tuple[Action, ...]:
+    """Apply what stands where its agent misses something: what is not wanted any more, or what was
+    so before the agent was restarted. Until then the container has no ready file."""
+    standing, agent = observation.standing, observation.agent
+    grant = observation.grant_of(standing[0])
+    uids = tuple(shadow.uid for shadow in standing)
+    if grant is None or not _is_missed(observation) or agent.applying == set(uids):
+        return ()
+    is_recent = agent.asked_at is not None and observation.now < agent.asked_at + MISSED_S
+    if is_recent and agent.asked == set(uids):
+        return ()
+    return (
+        StartApply(
+            place=standing[0].place,
+            container=grant.container,
+            container_id=grant.container_id,
+            shadow_uids=uids,
+        ),
+    )
+
+
+def _is_missed(observation: Observation) -> bool:
+    grants = map(observation.grant_of, observation.standing)
+    return any(grant is not None and grant.incomplete for grant in grants)
+
+
+def _later_s(observation: Observation) -> float | None:
+    """Return when time alone changes what is to be done of what is mounted."""
+    guard_s = reservation.guard_check_in_s(observation)
+    missed_s = MISSED_S if _is_missed(observation) else None
+    return min((s for s in (guard_s, missed_s) if s is not None), default=None)
 
 
 def _not_granted(observation: Observation) -> tuple[ShadowPod, ...]:

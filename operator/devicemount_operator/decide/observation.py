@@ -242,6 +242,7 @@ class Grant:
     repairs: int = 0  # how often its agent gave access again that somebody had taken
     restarts: int = 0  # how often it was granted again to the container's next run
     lost: Concern | None = None  # why, where the phase is LOST
+    incomplete: bool = False  # of the last Apply something is missing: the container is not told
     timings_ms: Mapping[str, float]  # agent's step -> milliseconds after it received Apply
 
 
@@ -274,6 +275,8 @@ class AgentView:
         Grant, ...
     ] = ()  # every shadow pod of this mount that an agent speaks of, on any node
     released: frozenset[PodUID] = frozenset()  # shadow pods for which a Remove was answered REMOVED
+    asked: frozenset[PodUID] = frozenset()  # shadow pods of the last Apply
+    asked_at: float | None = None  # monotonic: when it was sent
     applying: frozenset[PodUID] = frozenset()  # shadow pods of the Apply in flight
     container: str | None = None  # that the last Apply named
     asked_for: Target | None = None  # spec.target when it was sent

@@ -315,6 +315,8 @@ def _timings(
     grant = _grant(observation, target)
     if seen is None or applied is None or grant is None or target.phase is not TargetPhase.MOUNTED:
         return None
+    if grant.restarts:
+        return None
     asked_ms = (applied - seen) * 1000
     return api.Timings(
         reserved_ms=_step(asked_ms, grant.timings_ms.get("chosen")),

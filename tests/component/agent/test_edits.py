@@ -405,3 +405,19 @@ async def test_a_new_shadow_pod_that_fails_changes_nothing_of_what_is_in_use(nod
         await node.remove(target, failed, policy=pb.LOST)
         assert there(target, READY).exists()
         assert can_open(target, "vcs1")
+
+
+async def test_what_was_lost_and_is_not_wanted_any_more_is_told_by_one_more_apply(
+    node: Node,
+) -> None:
+    target = node.target()
+    first, second = node.reserved(target, "vcs1"), node.reserved(target, A, ordinal=1)
+    async with node.agent():
+        assert not (await node.apply(target, first, second)).incomplete
+        assert (await node.remove(target, second, policy=pb.LOST)).incomplete
+        assert not there(target, READY).exists()
+    async with node.agent():
+        (listed,) = await node.states()
+        assert (listed.phase, listed.incomplete) == (pb.GRANTED, True)
+        assert not (await node.apply(target, first)).incomplete
+        assert there(target, READY).exists()

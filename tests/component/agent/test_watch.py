@@ -18,6 +18,8 @@ from .test_health import Card, card, reserved
 
 __all__ = ["card"]
 
+AT_ONCE_S = 2.0  # every five seconds all is looked at
+
 
 class Stream:
     """One `Watch`, read a message at a time."""
@@ -67,6 +69,19 @@ async def test_what_is_so_comes_first_and_then_what_changes(node: Node) -> None:
             await node.remove(later)
             state = await stream.until(pb.REMOVED)
             assert (state.key, list(state.shadow_pods)) == (later.key, [])
+
+
+async def test_what_is_told_last_is_what_the_request_was_answered(node: Node) -> None:
+    """Or an operator would ask about its own requests."""
+    target = node.target()
+    shadows = [node.reserved(target, "vcs1"), node.reserved(target, "vcsa1", ordinal=1)]
+    async with node.agent(), watching(node) as stream:
+        await stream.all()
+        answer = await node.apply(target, *shadows)
+        assert not answer.incomplete
+        async with asyncio.timeout(AT_ONCE_S):
+            while (await stream.next()).mount != answer:
+                pass
 
 
 async def test_an_end_a_holder_and_a_loss_are_told(node: Node) -> None:

@@ -91,6 +91,7 @@ class StubAgent(agent_pb2_grpc.AgentServicer):
             shadow.container = request.target.container
             shadow.granted_unix_ns = shadow.granted_unix_ns or GRANTED_NS
             shadow.phase = agent_pb2.GRANTED
+        state.incomplete = False
         return self._say(state)
 
     async def Remove(

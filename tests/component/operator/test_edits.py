@@ -91,6 +91,45 @@ async def test_it_grows_and_shrinks_and_ready_is_true_throughout(scene: Scene) -
         assert again["status"]["targets"][0]["devices"] == one["status"]["targets"][0]["devices"]
 
 
+async def is_given_back(scene: Scene) -> bool:
+    return await scene.shadows() == []
+
+
+async def test_how_long_it_took_is_told_of_the_first_grant_only(scene: Scene) -> None:
+    async with scene.operator():
+        await scene.running_pod()
+        await scene.mount()
+        one = await mounted(scene, devices=1)
+        assert "timings" in one["status"]["targets"][0]
+        await edit(scene, suspend=True)
+        await scene.eventually(lambda: is_given_back(scene))
+        await edit(scene, suspend=False)
+        again = await mounted(scene, devices=1)
+        assert "timings" not in again["status"]["targets"][0]
+
+
+async def test_an_agent_that_misses_what_is_not_wanted_any_more_is_told_what_stands(
+    scene: Scene,
+) -> None:
+    async with scene.operator():
+        first = (await grown(scene))[0]
+        await wants(scene, 1)
+        before = await mounted(scene, devices=1)
+        asked = len(scene.agent.applies)
+
+        def miss(state: agent_pb2.MountState) -> None:
+            state.incomplete = True
+
+        scene.agent.change(miss)
+
+        async def is_told() -> bool:
+            return len(scene.agent.applies) > asked
+
+        await scene.eventually(is_told)
+        assert [s.uid for s in scene.agent.applies[-1].shadow_pods] == [first]
+        assert (await mounted(scene, devices=1))["status"] == before["status"]
+
+
 async def test_a_count_that_no_shadow_pod_makes_up_changes_nothing(scene: Scene) -> None:
     async with scene.operator():
         await scene.running_pod()

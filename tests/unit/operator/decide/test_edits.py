@@ -226,6 +226,52 @@ GROWS = [
         message=f"{RESOURCE} vcs0, {RESOURCE} vcs1 open in container notebook.",
     ),
     case(
+        "what was lost is not wanted any more: the agent hears that all that stands is all",
+        scene(
+            wants(1),
+            pod(0),
+            grants=(grant(0, incomplete=True),),
+            agent={"asked": frozenset({uid(0), uid(1)}), "asked_at": NOW - 1},
+        ),
+        apply(0),
+        reason=Reason.MOUNTED,
+        again_s=15.0,
+    ),
+    case(
+        "it hears it right now",
+        scene(
+            wants(1),
+            pod(0),
+            grants=(grant(0, incomplete=True),),
+            agent={"asked": frozenset({uid(0)}), "applying": frozenset({uid(0)})},
+        ),
+        reason=Reason.MOUNTED,
+        again_s=15.0,
+    ),
+    case(
+        "it has just heard so: not told again",
+        scene(
+            wants(1),
+            pod(0),
+            grants=(grant(0, incomplete=True),),
+            agent={"asked": frozenset({uid(0)}), "asked_at": NOW - 14},
+        ),
+        reason=Reason.MOUNTED,
+        again_s=15.0,
+    ),
+    case(
+        "it heard so some time ago, and was restarted since: told again",
+        scene(
+            wants(1),
+            pod(0),
+            grants=(grant(0, incomplete=True),),
+            agent={"asked": frozenset({uid(0)}), "asked_at": NOW - 15},
+        ),
+        apply(0),
+        reason=Reason.MOUNTED,
+        again_s=15.0,
+    ),
+    case(
         "the kubelet gave the second too few: it alone is given up",
         scene(
             wants(3),

@@ -254,6 +254,14 @@ def test_a_restarted_operator_knows_no_timings_and_invents_none() -> None:
     assert "timings" not in status["targets"][0]
 
 
+def test_how_long_the_next_run_of_a_container_waited_is_not_measured_from_the_first_look() -> None:
+    regrafted = given.agent(
+        grants=(given.grant(restarts=1),), container="notebook", asked_for=given.mount().spec.target
+    )
+    status = written(given.mounted(agent=regrafted))
+    assert "timings" not in status["targets"][0]
+
+
 # Every reason, judged as tools judge it
 
 EXPECTED = {
