@@ -151,6 +151,7 @@ class Agents:
         self._removing: dict[NodeName, asyncio.Semaphore] = {}
         self._boots: dict[NodeName, str] = {}  # as agents said
         self._former: dict[NodeName, str] = {}  # addresses that agents had whose pods are gone
+        self._listed: dict[NodeName, dict[bytes, MountGrants]] = {}  # as its agent said last
 
     def nodes(self) -> frozenset[NodeName]:
         """Return the nodes whose agent has an address."""
@@ -196,6 +197,7 @@ class Agents:
 
     async def left(self, node: NodeName) -> None:
         """Forget the node's agent; calls in flight end as AgentUnavailable."""
+        self._listed.pop(node, None)
         if (ip := self._ips.pop(node, None)) is not None:
             self._former[node] = ip
         if (peer := self._peers.pop(node, None)) is not None:
@@ -276,12 +278,21 @@ class Agents:
         return mount_grants(state, node=node)
 
     async def list(self, node: NodeName) -> tuple[MountGrants, ...]:
-        """Return every mount that the node's agent knows. Raises AgentError."""
+        """Return every mount that the node's agent knows. Raises AgentError.
+
+        What it has said before in the same words is what it was: most of it, again and again.
+        """
         request, timeout_s = agent_pb2.ListRequest(), self._deadlines.list_s
         answer = await self._ask(
             node, lambda stub: stub.List(request, timeout=timeout_s, wait_for_ready=True)
         )
-        return tuple(mount_grants(state, node=node) for state in answer.mounts)
+        before = self._listed.get(node, {})
+        said = {state.SerializeToString(deterministic=True): state for state in answer.mounts}
+        self._listed[node] = {
+            words: before.get(words) or mount_grants(state, node=node)
+            for words, state in said.items()
+        }
+        return tuple(self._listed[node].values())
 
     async def watch(self, node: NodeName) -> AsyncGenerator[MountGrants | None, None]:
         """Yield every mount, then None, then each whose state has changed.

@@ -26,6 +26,20 @@ KOPF_IDLE_S = 0.1  # one task an object, which has nothing to wait for: ten thou
 CREDENTIALS_FOR = timedelta(minutes=10)  # the kubelet renews a token long before it expires
 
 
+class _NoEssence(kopf.DiffBaseStorage):
+    """What kopf would compare for handlers of changes, of which there are none: it would copy every
+    object twice for it."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence()
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 async def watch(
     access: Callable[[], Access],
     *,
@@ -88,6 +102,7 @@ def _settings() -> kopf.OperatorSettings:
     chosen = kopf.OperatorSettings()
     chosen.posting.enabled = False
     chosen.persistence.finalizer = UNUSED_FINALIZER
+    chosen.persistence.diffbase_storage = _NoEssence()
     chosen.queueing.idle_timeout = KOPF_IDLE_S
     chosen.watching.chunk_size = 500
     chosen.watching.server_timeout = 600
