@@ -102,8 +102,7 @@ def test_a_plugin_that_refuses_again_and_again_leaves_no_pods_behind(world: Worl
 
 
 def test_a_shadow_pod_that_the_kubelet_ends_is_made_again(world: World) -> None:
-    """By its deadline, which ends as an eviction does: Failed, and not deleted. The kubelets here
-    cannot evict: their eviction manager does not find the nodes' file systems."""
+    """By its deadline, which ends as an eviction does: Failed, and not deleted."""
     pod = world.pod("notebook", node="node2")
     mount = world.mount("ended", pod).ready()
     before, (old,) = pod.identity(), mount.shadow_pods()

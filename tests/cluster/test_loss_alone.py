@@ -20,15 +20,12 @@ from pathlib import Path
 import pytest
 
 from cluster.failing import OPERATOR
+from cluster.probing import Opened, filled, post, priority_classes, prober, runs, started
 from cluster.world import DEADLINE_S, LOOP, SYSTEM, VCS, Mount, Pod, World, eventually
-from devicemount_testbed.api import MERGE_PATCH, Object, pod_path
-from devicemount_testbed.vcs import NUMBERS
+from devicemount_testbed.api import MERGE_PATCH, pod_path
 
-IMAGE = "localhost/scratch-target:1"
 NODES = ("node1", "node2")
 WAYS = ("deleted", "forced", "preempted")
-PATHS = (*(f"/dev/{name}" for name in NUMBERS), *(f"/dev/loop{number}" for number in range(4)))
-PRIORITIES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 
 
 @dataclass(frozen=True)
@@ -45,35 +42,12 @@ class Tenant:
         return [pod_path(namespace, name) for name in names]
 
 
-@dataclass(frozen=True)
-class Opened:
-    """One stretch of time in which a tenant could open a device, or had it open."""
-
-    node: str
-    path: str
-    tenant: str
-    begin_ns: int
-    end_ns: int | None  # None: it lasts
-    how: str = "could open"
-
-    def overlaps(self, later: "Opened") -> bool:
-        is_same = (self.node, self.path) == (later.node, later.path)
-        return is_same and (self.end_ns is None or self.end_ns >= later.begin_ns)
-
-
 @pytest.fixture
 def priorities(world: World) -> Iterator[dict[str, str]]:
     """Two classes above all others': one only waits, the other preempts."""
-    names = {
-        "Never": f"{world.namespace}-patient",
-        "PreemptLowerPriority": f"{world.namespace}-eager",
-    }
-    for policy, name in names.items():
-        body = {"metadata": {"name": name}, "value": 1000, "preemptionPolicy": policy}
-        world.api.call("POST", PRIORITIES, body)
-    yield names
-    for name in names.values():
-        world.api.delete(f"{PRIORITIES}/{name}")
+    classes = {"patient": (1000, "Never"), "eager": (1000, "PreemptLowerPriority")}
+    with priority_classes(world, **classes) as names:
+        yield names
 
 
 @contextmanager
@@ -97,35 +71,6 @@ def no_operator(world: World) -> Iterator[None]:
             deadline_s=60,
             what="the operators are back",
         )
-
-
-def prober(node: str, *, limits: Object | None = None, **spec: object) -> Object:
-    """Say what a pod is that opens all paths each millisecond and logs what changes."""
-    main = {
-        "name": "main",
-        "image": IMAGE,
-        "command": ["/target", "probe", "-", *PATHS],
-        "resources": {"limits": limits or {}},
-    }
-    return {
-        "nodeSelector": {"kubernetes.io/hostname": node},
-        "terminationGracePeriodSeconds": 0,
-        "enableServiceLinks": False,
-        "automountServiceAccountToken": False,
-        "containers": [main],
-        **spec,
-    }
-
-
-def post(world: World, name: str, spec: Object) -> str:
-    body = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-    world.api.call("POST", pod_path(world.namespace), body)
-    return pod_path(world.namespace, name)
-
-
-def runs(found: Object | None) -> bool:
-    statuses = (found or {}).get("status", {}).get("containerStatuses") or []
-    return bool(statuses) and all("running" in status["state"] for status in statuses)
 
 
 def tenants(world: World) -> list[Tenant]:
@@ -216,24 +161,13 @@ def logged(world: World, name: str, node: str) -> list[Opened]:
     return [*found, *(Opened(node, path, name, at, None) for path, at in since.items())]
 
 
-def filled(world: World, node: str, priority: str) -> None:
-    """Take what is left of the node's devices, so that who comes has to wait for one of ours."""
-    limits = {resource: world.free(node, resource) for resource in (VCS, LOOP)}
-    path = post(world, f"filler-{node}", prober(node, limits=limits, priorityClassName=priority))
-    world.api.until(path, runs, deadline_s=60, what="running")
-
-
-def started(world: World, name: str) -> None:
-    world.api.until(pod_path(world.namespace, name), runs, deadline_s=60, what=f"{name} runs")
-
-
 def test_no_device_ever_has_two_tenants(world: World, priorities: dict[str, str]) -> None:
     never_two_tenants(world, priorities)
 
 
 def never_two_tenants(world: World, priorities: dict[str, str]) -> None:
     """Lose reservations in each way, and compare who could open what until when."""
-    patient, eager = priorities["Never"], priorities["PreemptLowerPriority"]
+    patient, eager = priorities["patient"], priorities["eager"]
     limits = {VCS: 1, LOOP: 1}
     ours = tenants(world)
     for node in NODES:
