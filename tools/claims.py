@@ -18,9 +18,9 @@ Generated from `docs/claims.yaml` by `make claims`; a test compares.
 
 What [K8s-Device-Mounter](https://github.com/coldzerofear/device-mounter) and the device plugin of
 MOFFETT promise their users, claim by claim in our words, what holds here, and the test that shows
-it. Vendors' hardware and software were not run: where a vendor is concerned the test uses a
-stand-in that answers the kubelet as the vendor's code does. **Not shown** says what no test here
-shows, and why.
+it. Of vendors' hardware an NVIDIA H100 was run ([what it showed](evidence/gpu.md)), of their
+software nothing but its driver: elsewhere the test uses a stand-in that answers the kubelet as the
+vendor's code does. **Not shown** says what no test here shows, and why.
 """
 _TABLE = "\n| | claim | here | shown by | not shown |\n|---|---|---|---|---|\n"
 
