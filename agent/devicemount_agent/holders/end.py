@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from devicemount_agent.container.cgroup import owner_of
 from devicemount_agent.holders.describe import start_time, states
 from devicemount_agent.holders.hidden import hidden
-from devicemount_agent.holders.process import held, mount_namespaces, mounted, wanted
+from devicemount_agent.holders.process import held, mount_namespaces, mounted, patient, wanted
 from devicemount_agent.holders.search import Found, Question, Sighting, find, sightings, used
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import PodUID
@@ -163,7 +163,7 @@ def _identity(pid: int) -> _Identity:
 
 def _is_still(question: Question, one: Found) -> bool:
     """Say whether the process with this pid is (still) the holder that was found."""
-    tasks = mount_namespaces(one.pid).values()
+    tasks = patient(mount_namespaces)(one.pid).values()
     owners = {owner_of(task, root=question.cgroup_root) for task in tasks}
     if (one.pod_uid, one.container_id) not in owners:
         return False

@@ -10,7 +10,7 @@ import os
 import re
 from itertools import takewhile
 
-from devicemount_agent.holders.process import tables
+from devicemount_agent.holders.process import patient, tables
 from devicemount_agent.kernel.files import closing, lines_of, links_in
 
 IN_FLIGHT = "descriptors in flight"
@@ -24,6 +24,7 @@ _INFO_BYTES = 4096  # a socket's has a few lines
 _TRIES = 5  # of reading a ring's fdinfo: while the ring is at work, it says less
 
 
+@patient
 def hidden(pid: int) -> str:
     """Return by what the process may have any file, in a few words; empty: by nothing."""
     for table in tables(pid):

@@ -9,14 +9,23 @@ to hang whoever looks.
 import errno
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
 
 from devicemount_agent.graft.numbers import mknod_arguments
 from devicemount_agent.kernel.files import device_files, lines_of
 from devicemount_agent.kernel.pidfd import compare_files
 from devicemount_agent.model import Access, DeviceNumber, NodeType
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+ENDING_S: Final = 0.1
+LOOK_AGAIN_S: Final = 0.005
 
 # By what a file says of itself: its type bits and its rdev.
 Wanted = Mapping[tuple[int, int], DeviceNumber]
@@ -25,10 +34,29 @@ Held = Mapping[DeviceNumber, Access]
 _ACCESS = {os.O_RDONLY: Access.READ, os.O_WRONLY: Access.WRITE}
 
 
+def patient(look: Callable[P, T]) -> Callable[P, T]:
+    """Look again while it is forbidden, for a moment: a process that is ending hides what it has
+    before it is gone. Raises PermissionError for one that goes on hiding it."""
+
+    @wraps(look)
+    def looked(*arguments: P.args, **named: P.kwargs) -> T:
+        give_up = time.monotonic() + ENDING_S
+        while True:
+            try:
+                return look(*arguments, **named)
+            except PermissionError:
+                if time.monotonic() >= give_up:
+                    raise
+            time.sleep(LOOK_AGAIN_S)
+
+    return looked
+
+
 def wanted(numbers: frozenset[DeviceNumber]) -> Wanted:
     return {mknod_arguments(number, mode=0): number for number in numbers}
 
 
+@patient
 def held(pid: int, devices: Wanted) -> Held:
     """Return which of the devices a process has open or mapped, and how."""
     found: dict[DeviceNumber, Access] = {}
@@ -58,6 +86,7 @@ def mount_namespaces(pid: int) -> dict[str, int]:
     return found
 
 
+@patient
 def mounted(task: int, numbers: frozenset[DeviceNumber]) -> Held:
     """Return which of the block devices carry a file system that the task's namespace mounts."""
     blocks = [number for number in numbers if number.node_type is NodeType.BLOCK]

@@ -17,7 +17,14 @@ from devicemount_agent.container.cgroup import CGROUP_ROOT, owner_of, process_cg
 from devicemount_agent.graft.access_check import CheckFailed, may_access
 from devicemount_agent.holders.describe import command, pid_inside, short_name
 from devicemount_agent.holders.hidden import hidden
-from devicemount_agent.holders.process import Held, held, mount_namespaces, mounted, wanted
+from devicemount_agent.holders.process import (
+    Held,
+    held,
+    mount_namespaces,
+    mounted,
+    patient,
+    wanted,
+)
 from devicemount_agent.model import (
     Access,
     ContainerID,
@@ -178,9 +185,12 @@ def _inspectable(question: Question, pid: int) -> dict[str, int]:
     try:
         return mount_namespaces(pid)
     except PermissionError:
-        if owner_of(pid, root=question.cgroup_root) != (None, None):
-            raise
-        return {}  # not of a container: it would not block
+        try:
+            owner = owner_of(pid, root=question.cgroup_root)
+        except ProcessLookupError:
+            return {}
+        # One that is not of a container would not block.
+        return {} if owner == (None, None) else patient(mount_namespaces)(pid)
 
 
 def _living(question: Question, pid: int) -> _Process | None:
