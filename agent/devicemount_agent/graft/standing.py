@@ -43,22 +43,22 @@ class Eye:
         """
         self.standing = standing
         self._fd: int
-        self._read: Callable[[], bytes]
+        self.read: Callable[[], bytes]  # what is to be the standing's rules; raises OSError
         match standing.version:
             case CgroupVersion.V1:
                 self._fd = os.open(standing.top / "devices.list", os.O_RDONLY | os.O_CLOEXEC)
-                self._read = partial(os.pread, self._fd, RULES_BYTES, 0)
+                self.read = partial(os.pread, self._fd, RULES_BYTES, 0)
             case CgroupVersion.V2:
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 self._fd = os.open(standing.leaf, flags)
-                self._read = partial(programs.of, self._fd)
+                self.read = partial(programs.of, self._fd)
             case _:
                 assert_never(standing.version)
 
     def is_as_it_stood(self) -> bool:
         """Look once. A cgroup that is gone is not as it stood."""
         try:
-            return self._read() == self.standing.rules
+            return self.read() == self.standing.rules
         except OSError:
             return False
 
