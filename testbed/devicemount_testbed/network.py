@@ -75,6 +75,12 @@ def remove_network(names: tuple[str, ...]) -> None:
         path.unlink(missing_ok=True)
 
 
+def set_link(node: Node, state: str) -> None:
+    """Take the node's cable out ("down"), or put it in ("up")."""
+    with _netlink(CONTROL_NETNS) as control:
+        control.link("set", index=_index(control, node.link), state=state)
+
+
 def _make_bridge(control: Netlink) -> None:
     control.link("set", index=_index(control, "lo"), state="up")
     control.link("add", ifname=BRIDGE, kind="bridge")

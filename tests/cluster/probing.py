@@ -8,9 +8,9 @@ import os
 import select
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -106,16 +106,23 @@ class Run:
 
     def opened(self, node: str) -> list[Opened]:
         """Read its log; what it could open last, it could until it ended."""
-        since: dict[str, int] = {}
-        found = []
-        for line in self.log.read().splitlines():
-            at, path, error = line.split()[3:]  # after the runtime's time, stream and tag
-            if error == "0":
-                since[path] = int(at)
-            elif path in since:
-                found.append(Opened(node, path, self.tenant, since.pop(path), int(at)))
-        lasting = (Opened(node, path, self.tenant, at, self.end_ns) for path, at in since.items())
-        return [*found, *lasting]
+        kept = self.log.read().splitlines()
+        said = (line.split(" ", 3)[3] for line in kept)  # after the runtime's time, stream and tag
+        return stretches(said, node=node, tenant=self.tenant, end_ns=self.end_ns)
+
+
+def stretches(
+    said: Iterable[str], *, node: str, tenant: str, end_ns: int | None = None
+) -> list[Opened]:
+    """Return when a prober could open which device, by its own lines; `end_ns`: None, it runs."""
+    found, since = [], {}
+    for line in said:
+        at, path, error = line.split()
+        if error == "0":
+            since[path] = int(at)
+        elif path in since:
+            found.append(Opened(node, path, tenant, since.pop(path), int(at)))
+    return [*found, *(Opened(node, path, tenant, at, end_ns) for path, at in since.items())]
 
 
 class Recorder:
@@ -163,23 +170,22 @@ class Recorder:
             if path in self._runs:
                 continue
             _, pod, uid = path.parent.parent.name.split("_")
-            pid = _prober_of(uid, but={run.pid for run in self._runs.values()})
+            known = {run.pid for run in self._runs.values()}
+            found = processes(in_cgroup=uid)
+            probers = (pid for pid, said in found if said.startswith("/target\0probe\0"))
+            pid = next((pid for pid in probers if pid not in known), None)
             if pid is not None:  # else it has not begun, and is looked for again
                 tenant, log = f"run {path.stem} of {pod} {uid}", path.open()
                 self._runs[path] = Run(tenant, pid, os.pidfd_open(pid), log)
                 yield self._runs[path]
 
 
-def _prober_of(uid: str, *, but: Collection[int]) -> int | None:
+def processes(*, in_cgroup: str) -> Iterator[tuple[int, str]]:
+    """Yield pid and command line (NUL after each word) of those in cgroups that are named so."""
     for process in Path("/proc").glob("[0-9]*"):
-        try:
-            is_prober = (process / "cmdline").read_text().startswith("/target\0probe\0")
-            is_new = int(process.name) not in but
-            if is_prober and is_new and uid in (process / "cgroup").read_text():
-                return int(process.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return None
+        with suppress(FileNotFoundError, ProcessLookupError):
+            if in_cgroup in (process / "cgroup").read_text():
+                yield int(process.name), (process / "cmdline").read_text()
 
 
 def overlaps(opened: Sequence[Opened]) -> list[tuple[Opened, Opened]]:

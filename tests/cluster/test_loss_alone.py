@@ -15,12 +15,21 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
 from cluster.failing import OPERATOR
-from cluster.probing import Opened, filled, post, priority_classes, prober, runs, started
+from cluster.probing import (
+    Opened,
+    filled,
+    post,
+    priority_classes,
+    prober,
+    processes,
+    runs,
+    started,
+    stretches,
+)
 from cluster.world import DEADLINE_S, LOOP, SYSTEM, VCS, Mount, Pod, World, eventually
 from devicemount_testbed.api import MERGE_PATCH, pod_path
 
@@ -131,14 +140,9 @@ def _ended(pidfd: int) -> None:
 
 
 def _pid(command: str, container: str) -> int:
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if (process / "cmdline").read_text() == command and container in (
-                process / "cgroup"
-            ).read_text():
-                return int(process.name)
-        except (FileNotFoundError, ProcessLookupError):
-            continue
+    for pid, said in processes(in_cgroup=container):
+        if said == command:
+            return pid
     raise AssertionError(f"{command!r} does not run")
 
 
@@ -151,14 +155,8 @@ def _until_its_end(pidfd: int, tenant: Tenant, path: str) -> Opened:
 
 def logged(world: World, name: str, node: str) -> list[Opened]:
     """Read from a pod's own log when it could open which device."""
-    found, since = [], {}
-    for line in world.testbed.kubectl("logs", "-n", world.namespace, name).splitlines():
-        at, path, error = line.split()
-        if error == "0":
-            since[path] = int(at)
-        elif path in since:
-            found.append(Opened(node, path, name, since.pop(path), int(at)))
-    return [*found, *(Opened(node, path, name, at, None) for path, at in since.items())]
+    log = world.testbed.kubectl("logs", "-n", world.namespace, name)
+    return stretches(log.splitlines(), node=node, tenant=name)
 
 
 def test_no_device_ever_has_two_tenants(world: World, priorities: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ def test_a_restarted_kubelet_knows_the_devices_again_and_gives_them_away(world: 
     node = "node1"
     path = checkpoint(world.testbed, node)
     before = path.stat().st_mtime_ns
-    assert world.testbed.exec(node, ["sh", "-c", "kill -9 $(pidof kubelet)"]).returncode == 0
+    world.kill(node, "kubelet")
     # Its first write after the start has the devices of those that have registered since.
     eventually(
         lambda: (

@@ -85,8 +85,7 @@ def test_a_runtime_that_is_killed_takes_nothing_away(world: World) -> None:
     pod = world.pod("notebook", node="node1")
     mount = world.mount("stays", pod).ready()
     (shadow,), before, target = mount.shadow_pods(), pod.identity(), mount.target
-    killed = world.testbed.exec(pod.node, ["sh", "-c", "kill -9 $(pidof containerd)"])
-    assert killed.returncode == 0, killed.stderr
+    world.kill(pod.node, "containerd")
     eventually(lambda: pod.run("true").returncode == 0, what="another one answers")
     second = world.mount("second", pod).ready()
     assert pod.openable() == {

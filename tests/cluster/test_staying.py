@@ -58,8 +58,7 @@ def pressure(world: World) -> Iterator[None]:
 
 def _restart_kubelet(world: World, path: Path, configuration: str) -> None:
     path.write_text(configuration)
-    done = world.testbed.exec(NODE, ["sh", "-c", "kill -9 $(pidof kubelet)"])
-    assert done.returncode == 0, done.stderr
+    world.kill(NODE, "kubelet")
 
 
 def _is_well(world: World, has: Object) -> bool:

@@ -254,6 +254,11 @@ class World:
         """Return the node's allocatable devices less the requests of its unfinished pods."""
         return free_devices(self.api, node, resource)
 
+    def kill(self, node: str, program: str) -> None:
+        """Kill a program of the node's own, which is started again."""
+        killed = self.testbed.exec(node, ["sh", "-c", f"kill -9 $(pidof {program})"])
+        assert killed.returncode == 0, killed.stderr
+
     def leader(self) -> str:
         """Return the name of the operator's pod that holds the Lease; "" while none does."""
         return str(self.api.call("GET", LEASE)["spec"].get("holderIdentity") or "")

@@ -4,12 +4,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import pyroute2
 import pytest
 
 from cluster.world import World, eventually
 from devicemount_testbed.api import Object, condition
-from devicemount_testbed.topology import CONTROL_NETNS, node_named
+from devicemount_testbed.network import set_link
+from devicemount_testbed.topology import node_named
 
 NODE = "node2"
 GIVEN_UP_S = 120.0  # the controller waits 50 s
@@ -19,17 +19,11 @@ BACK_S = 120.0
 @contextmanager
 def unreachable(node: str) -> Iterator[None]:
     """Take the node's cable out, until the end of the block. It runs on."""
-    link(node, "down")
+    set_link(node_named(node), "down")
     try:
         yield
     finally:
-        link(node, "up")
-
-
-def link(node: str, state: str) -> None:
-    with pyroute2.IPRoute(netns=CONTROL_NETNS) as control:  # type: ignore[attr-defined, no-untyped-call]
-        (index,) = control.link_lookup(ifname=node_named(node).link)
-        control.link("set", index=index, state=state)
+        set_link(node_named(node), "up")
 
 
 @pytest.fixture
