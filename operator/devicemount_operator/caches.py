@@ -55,7 +55,7 @@ class _Gone:
         return version <= self._since.get(uid, -1)
 
     def add(self, uid: str, *, version: int) -> None:
-        self._since[uid] = version
+        self._since[uid] = max(version, self._since.get(uid, -1))
         if len(self._since) > REMEMBERED:
             self._since.popitem(last=False)
 
@@ -101,7 +101,13 @@ class Mounts:
 
         Tell whether a decision may change.
         """
-        uid, version = raw["metadata"]["uid"], version_of(raw)
+        meta, version = raw["metadata"], version_of(raw)
+        uid = meta["uid"]
+        if meta.get("deletionTimestamp") and not meta.get("finalizers"):
+            # That was its end. Who took the last finalizer off is answered with the former version.
+            known = uid in self._known
+            self.gone(uid, version=version)
+            return known
         return self._is_newer(uid, version) and self._take(raw, Packed.of(raw), now=now)
 
     def drop(self, uid: str) -> bool:
@@ -137,9 +143,7 @@ class Mounts:
         return version > known and not self._gone.is_past(uid, version)
 
     def _take(self, raw: JsonObject, packed: Packed, *, now: float) -> bool:
-        meta, before = raw["metadata"], self._known.get(packed.uid)
-        if meta.get("deletionTimestamp") and not meta.get("finalizers"):
-            return self.drop(packed.uid)  # what we took the last finalizer off, or the last of it
+        before = self._known.get(packed.uid)
         try:
             model = DeviceMount.model_validate(raw)
         except ValidationError as error:  # written under a newer CRD: not ours to judge

@@ -76,6 +76,16 @@ def test_a_mount_that_is_deleted_and_has_no_finalizer_is_gone() -> None:
     assert mounts.get(MOUNT) is None
 
 
+def test_a_mount_is_gone_once_our_finalizer_is_off_though_its_version_stays() -> None:
+    deleted, mounts = {"deletionTimestamp": "2026-01-01T00:00:00Z"}, Mounts()
+    as_told = mount(6, finalizers=["x.io/y"], **deleted)
+    mounts.put(as_told, now=1.0)
+    mounts.put(mount(6, **deleted), now=2.0)
+    assert mounts.get(MOUNT) is None
+    assert not mounts.put(as_told, now=3.0)
+    assert mounts.get(MOUNT) is None
+
+
 def test_an_event_older_than_our_own_write_changes_nothing() -> None:
     mounts = Mounts()
     mounts.put(mount(9, finalizers=["devicemount.io/finalizer"]), now=1.0)
