@@ -31,18 +31,21 @@ class Places:
 
     root: Path  # the node's /dev and /sys lie below it
     device_plugins: Path  # the kubelet's socket and the plugin's own
-    reports: Path  # what the agent reads
+    reports: Path  # what the agent reads, and what a plugin leaves to the next one
     probe_port: int
 
 
 async def run(config: Config, places: Places) -> None:
     """Serve every resource of the configuration until cancelled."""
-    inventories = [Inventory(resource, root=places.root) for resource in config.resources]
+    inventories = [
+        Inventory(resource, root=places.root, reports=places.reports)
+        for resource in config.resources
+    ]
     registrations = [Registration(one, directory=places.device_plugins) for one in inventories]
     report = Report(places.reports)
 
     def not_registered() -> list[str]:
-        return [one.resource_name for one in registrations if not one.is_current()]
+        return [_waiting_for(one) for one in registrations if not one.is_current()]
 
     def report_missing() -> None:
         report.write({one.resource_name: one.missing for one in inventories})
@@ -65,6 +68,11 @@ async def run(config: Config, places: Places) -> None:
                 tasks.create_task(serve(registration))
     finally:
         report.write({one.resource_name: "" for one in inventories})
+
+
+def _waiting_for(registration: Registration) -> str:
+    why = f" ({registration.refusal})" if registration.refusal else ""
+    return f"{registration.resource_name}{why}"
 
 
 async def _run_until_terminated(config: Config, places: Places) -> None:

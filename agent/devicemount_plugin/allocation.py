@@ -47,7 +47,7 @@ def _paths(resource: Resource, devices: Sequence[Device]) -> dict[str, str]:
     paths: dict[str, str] = {}
     for device in devices:
         for host in device.nodes:
-            inside = _inside(resource, host)
+            inside = resource.inside(host)
             if paths.setdefault(inside, host) != host:
                 raise SamePath(inside)
     for device in devices:
@@ -55,8 +55,3 @@ def _paths(resource: Resource, devices: Sequence[Device]) -> dict[str, str]:
             if paths.setdefault(host, host) != host:
                 raise SamePath(host)
     return paths
-
-
-def _inside(resource: Resource, path: str) -> str:
-    template = resource.container_path or path
-    return template.replace("{name}", path.rpartition("/")[2])

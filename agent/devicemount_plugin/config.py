@@ -92,6 +92,12 @@ def _check_access(access: str) -> str:
     return "".join(letter for letter in "rwm" if letter in access)
 
 
+def _check_env_name(name: str) -> str:
+    if not name or set(name) & {"=", "\0"}:
+        raise ValueError("must be the name of a variable: not empty and without '='")
+    return name
+
+
 def _check_cdi(name: str) -> str:
     if not _CDI.fullmatch(name) or "{id}" not in name:
         raise ValueError("must look like vendor/class={id}, for example example.com/gadget={id}")
@@ -113,6 +119,7 @@ ContainerDevicePath = Annotated[
 ]
 AbsolutePath = Annotated[str, Field(max_length=MAX_PATH_LENGTH), AfterValidator(_check_path)]
 Hexadecimal = Annotated[str, BeforeValidator(_check_hexadecimal)]
+EnvName = Annotated[str, Field(max_length=MAX_TEXT_LENGTH), AfterValidator(_check_env_name)]
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9]([-A-Za-z0-9_.]{0,30}[A-Za-z0-9])?$")]
 DevicePaths = Annotated[list[DevicePath], Field(min_length=1, max_length=MAX_PATHS)]
 
@@ -174,7 +181,9 @@ class Resource(_Model):
 
     name: Annotated[str, AfterValidator(_check_resource_name)]
     nodes: Nodes | None = None
-    groups: Annotated[dict[GroupName, DevicePaths], Field(max_length=MAX_PATHS)] | None = None
+    groups: (
+        Annotated[dict[GroupName, DevicePaths], Field(min_length=1, max_length=MAX_PATHS)] | None
+    ) = None
     pci: Pci | None = None
     usb: Usb | None = None
     replicas: Annotated[int, Field(ge=1, le=MAX_REPLICAS)] = 1  # how many may have one device
@@ -183,7 +192,7 @@ class Resource(_Model):
     access: Annotated[str, AfterValidator(_check_access)] = "rw"
     container_path: ContainerDevicePath | None = None  # default: as on the node
     mounts: Annotated[list[Mount], Field(max_length=MAX_ENTRIES)] = []
-    env: Annotated[dict[Text, Text], Field(max_length=MAX_ENTRIES)] = {}
+    env: Annotated[dict[EnvName, Text], Field(max_length=MAX_ENTRIES)] = {}
     cdi: Annotated[str, Field(max_length=256), AfterValidator(_check_cdi)] | None = None
     health: Annotated[list[Check], Field(max_length=MAX_ENTRIES)] = []
 
@@ -205,10 +214,26 @@ class Resource(_Model):
         return self
 
     @model_validator(mode="after")
+    def _check_groups_fit_into_a_container(self) -> Self:
+        for name, paths in (self.groups or {}).items():
+            inside = Counter(self.inside(path) for path in set(paths))
+            inside.update(path for path in set(self.control) - set(paths))
+            if twice := sorted(path for path, count in inside.items() if count > 1):
+                raise ValueError(
+                    f"several nodes of group {name} would be {', '.join(twice)} in the container:"
+                    " put {name} into 'containerPath', or leave it out"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _check_cdi_stands_alone(self) -> Self:
         if self.cdi is not None and (self.container_path is not None or self.access != "rw"):
             raise ValueError("with 'cdi' the CDI specification says path and access: remove them")
         return self
+
+    def inside(self, path: str) -> str:
+        """Say where a device's own node is found in a container."""
+        return (self.container_path or path).replace("{name}", path.rpartition("/")[2])
 
 
 class Config(_Model):
@@ -242,10 +267,40 @@ def _read_file(path: Path) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        content = _load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: of a date that is none
         raise ConfigError(f"{path} is no YAML: {error}") from error
     return _check(path, content)
+
+
+def _load(text: str) -> object:
+    """Parse YAML as `safe_load` does, but for a key that is there twice: that drops the first."""
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check_keys(node, seen=set())
+        content: object = loader.construct_document(node)
+        return content
+    finally:
+        loader.dispose()
+
+
+def _check_keys(node: yaml.Node, *, seen: set[int]) -> None:
+    if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+        return  # an alias may lead back to where it stands
+    seen.add(id(node))
+    keys = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if (key.tag, str(key.value)) in keys:
+            raise yaml.MarkedYAMLError(
+                problem=f"{key.value!r} is there twice: merge the two", problem_mark=key.start_mark
+            )
+        keys.add((key.tag, str(key.value)))
+    for one in node.value:
+        for below in one if isinstance(one, tuple) else (one,):
+            _check_keys(below, seen=seen)
 
 
 def _check(path: Path, content: object) -> Config:

@@ -11,16 +11,17 @@ device needs and lacks is for `health` to say.
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from devicemount_plugin.config import DeviceID, Nodes, Pci, Resource, Usb
 from devicemount_plugin.sysfs import Bus, Directory, directory_of, numa_node_of
-from devicemount_plugin.tree import DEV, number_at, real_path
+from devicemount_plugin.tree import DEV, Number, is_text, number_at, real_path
 
 MAX_ID_LENGTH = 56  # the API's comment allows 63; "::255" must fit
+PORT = "port-"  # before a USB device's port, in its id
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +35,9 @@ class Device:
     directory: Directory | None = None  # in sysfs
     numa_node: int | None = None
     serial_id: DeviceID | None = None  # of a USB device: its id as long as no other has the same
+    number: Number | None = None  # of a node, as long as it is there
+    names: tuple[str, ...] = ()  # of a node: all paths that lead to it
+    shared: tuple[str, ...] = ()  # "/dev/a with group other": what makes a group unusable
 
 
 def discover(
@@ -41,7 +45,7 @@ def discover(
 ) -> Mapping[DeviceID, Device]:
     """Return the devices of which something is there, complete or not.
 
-    `known` are those that were offered, as they were seen last.
+    `known` are those that were offered, as they were seen last; one that is gone has no number.
     """
     found = chain(
         _of_nodes(resource, resource.nodes, root=root, known=known) if resource.nodes else (),
@@ -49,12 +53,7 @@ def discover(
         _of_pci(resource, resource.pci, root=root) if resource.pci else (),
         _of_usb(resource, resource.usb, root=root, known=known) if resource.usb else (),
     )
-    devices: dict[DeviceID, Device] = {}
-    for device in found:
-        is_taken = device.id in devices  # /dev/a/b and /dev/a-b
-        own = _to_id(f"{device.id}-{_digest(device.label)}") if is_taken else device.id
-        devices[own] = replace(device, id=own)
-    return devices
+    return {device.id: device for device in found}
 
 
 def matches(path: str, patterns: Iterable[str]) -> bool:
@@ -65,45 +64,103 @@ def matches(path: str, patterns: Iterable[str]) -> bool:
 def _of_nodes(
     resource: Resource, nodes: Nodes, *, root: Path, known: Mapping[DeviceID, Device]
 ) -> Iterator[Device]:
-    """Let each number be one device: under the name that it was offered by, else its node's own."""
+    """Let each number be one device: the one that it was, else a new one of its node's own name."""
 
-    def rank(path: str) -> tuple[bool, bool, str]:
-        return _node_id(path) not in known, real_path(path, root=root) != path, path
+    def rank(path: str) -> tuple[bool, str]:
+        return real_path(path, root=root) != path, path
 
-    paths = nodes.paths or _glob(str(nodes.glob), root=root)
-    numbers = {path: number_at(path, root=root) for path in paths}
-    seen = set()
-    for path in sorted(paths, key=rank):
-        number = numbers[path]
-        if number is None or number in seen:
-            continue
-        seen.add(number)
+    names: dict[Number, list[str]] = {}
+    for path in sorted(nodes.paths or _glob(str(nodes.glob), root=root), key=rank):
+        number = number_at(path, root=root)
+        if number is not None:
+            names.setdefault(number, []).append(path)
+    bearers = _bearers(names, known=known, root=root)
+    taken = {*known}
+    for number, paths in names.items():
+        bearer = bearers.get(number)
+        label = paths[0] if bearer is None else bearer.label
+        own = _free_id(label, taken) if bearer is None else bearer.id
+        taken.add(own)
         directory = directory_of(number, root=root)
         yield Device(
-            id=_node_id(path),
-            label=path,
-            nodes=(path,),
+            id=own,
+            label=label,
+            nodes=(label if label in paths else paths[0],),
             control=tuple(resource.control),
             directory=directory,
             numa_node=_numa_node(directory, root=root),
+            number=number,
+            names=tuple(paths),
         )
+
+
+def _bearers(
+    names: Mapping[Number, Sequence[str]], *, known: Mapping[DeviceID, Device], root: Path
+) -> Mapping[Number, Device]:
+    """Say which known device each number is, if any.
+
+    It is the one that had the number at the last look, if a path that led to it then still does,
+    be it one that the configuration names no more: whatever other links have come, gone, or been
+    taken over since. Else the one that was named by the path.
+    """
+    latest = {one.number: one for one in known.values() if one.number is not None}
+    stayed = {
+        number: latest[number]
+        for number, paths in names.items()
+        if number in latest
+        and any(
+            path in paths or number_at(path, root=root) == number for path in latest[number].names
+        )
+    }
+    there = {one.id for one in stayed.values()}
+    named = {one.label: one for one in known.values() if one.id not in there}
+    returned = {
+        number: next((named[path] for path in paths if path in named), None)
+        for number, paths in names.items()
+        if number not in stayed
+    }
+    return stayed | {number: one for number, one in returned.items() if one is not None}
+
+
+def _free_id(path: str, taken: Container[DeviceID]) -> DeviceID:
+    """Name a node after its path, and not as another one is named: /dev/a/b and /dev/a-b."""
+    name = own = _to_id(path.removeprefix(DEV))
+    told = path
+    while own in taken:
+        own = _to_id(f"{name}-{_digest(told)}")
+        told += own
+    return own
 
 
 def _of_groups(
     resource: Resource, groups: Mapping[str, list[str]], *, root: Path
 ) -> Iterator[Device]:
-    for name, paths in groups.items():
-        numbers = [number for path in paths if (number := number_at(path, root=root))]
-        if not numbers:
+    """Let each group be a device; one of which nothing is there only where it is expected."""
+    members = {
+        name: {number: path for path in paths if (number := number_at(path, root=root))}
+        for name, paths in groups.items()
+    }
+    holders: dict[Number, list[str]] = {}
+    for name, numbers in members.items():
+        for number in numbers:
+            holders.setdefault(number, []).append(name)
+    for name, numbers in members.items():
+        if not numbers and not resource.expected:
             continue
-        directory = directory_of(numbers[0], root=root)
+        directory = next((directory_of(number, root=root) for number in numbers), None)
         yield Device(
             id=DeviceID(name),
             label=f"group {name}",
-            nodes=tuple(paths),
+            nodes=tuple(groups[name]),
             control=tuple(resource.control),
             directory=directory,
             numa_node=_numa_node(directory, root=root),
+            shared=tuple(
+                f"{path} with group {other}"
+                for number, path in numbers.items()
+                for other in holders[number]
+                if other != name
+            ),
         )
 
 
@@ -140,12 +197,16 @@ def _of_usb(
         )
         if (vendor, product) == (usb.vendor, usb.product) and usb.serial in (None, serial):
             serials[directory] = serial or ""
-    ids = {directory: _usb_id(usb, serial) for directory, serial in serials.items() if serial}
+    ids = {
+        directory: _usb_id(usb, serial)
+        for directory, serial in serials.items()
+        if serial and not _to_id(serial).startswith(PORT)  # or a stick could have another's id
+    }
     bearers = Counter(ids.values())
     for directory in serials:
         port = bus.devices[directory]
         found = Device(
-            id=_usb_id(usb, f"port-{port}"),
+            id=_usb_id(usb, f"{PORT}{port}"),
             label=f"USB device {usb.vendor}:{usb.product} at port {port}",
             nodes=_filtered(_nodes_of_usb(bus, directory), usb.nodes),
             control=tuple(resource.control),
@@ -186,15 +247,12 @@ def _filtered(nodes: Iterable[str], patterns: list[str]) -> tuple[str, ...]:
 
 
 def _glob(pattern: str, *, root: Path) -> list[str]:
-    return [f"/{path.relative_to(root)}" for path in root.glob(pattern.removeprefix("/"))]
+    paths = (f"/{path.relative_to(root)}" for path in root.glob(pattern.removeprefix("/")))
+    return [path for path in paths if is_text(path)]
 
 
 def _numa_node(directory: Directory | None, *, root: Path) -> int | None:
     return None if directory is None else numa_node_of(directory, root=root)
-
-
-def _node_id(path: str) -> DeviceID:
-    return _to_id(path.removeprefix(DEV))
 
 
 def _to_id(name: str) -> DeviceID:

@@ -45,6 +45,7 @@ def faults_of(device: Device, resource: Resource, *, root: Path) -> tuple[Fault,
     return (
         *_driver(device, resource, root=root),
         *_nodes(device, resource, root=root),
+        *_shared(device),
         *_control(device, root=root),
         *_attributes(device, resource, root=root),
     )
@@ -71,15 +72,23 @@ def _nodes(device: Device, resource: Resource, *, root: Path) -> Iterator[Fault]
     source = resource.pci or resource.usb
     wanted = source.nodes if source else []
     absent = [path for path in device.nodes if number_at(path, root=root) is None]
-    if len(absent) == len(device.nodes):
-        kind = f" {' or '.join(wanted)}" if wanted else " in /dev"
-        yield Fault(FaultKind.ABSENCE, f"{device.label} has no device node{kind}")
+    has_none = len(absent) == len(device.nodes)
+    if has_none and not resource.groups:
+        where = f" {' or '.join(wanted)}" if wanted else " in /dev"
+        yield Fault(FaultKind.ABSENCE, f"{device.label} has no device node{where}")
         return
     absent += [
         pattern for pattern in wanted if not any(matches(node, [pattern]) for node in device.nodes)
     ]
     if absent:
-        yield Fault(FaultKind.DEFECT, f"{device.label} lacks {', '.join(absent)}")
+        kind = FaultKind.ABSENCE if has_none else FaultKind.DEFECT
+        yield Fault(kind, f"{device.label} lacks {', '.join(absent)}")
+
+
+def _shared(device: Device) -> Iterator[Fault]:
+    """Refuse every group that has a node of another: whoever got one would have the other's too."""
+    if device.shared:
+        yield Fault(FaultKind.DEFECT, f"{device.label} shares {', '.join(device.shared)}")
 
 
 def _control(device: Device, *, root: Path) -> Iterator[Fault]:

@@ -18,6 +18,7 @@ from pyroute2.netlink.uevent import MONITOR_GROUP_KERNEL, AsyncUeventSocket
 from devicemount_plugin.inventory import Inventory
 
 RESCAN_EVERY_S = 2.0  # reads of /dev and /sys that take milliseconds
+RETRY_S = 10.0  # where the kernel gave no socket: it may have been short of something
 SETTLE_S = 0.1  # one device sends several uevents; udev makes links after the kernel's
 
 _log = logging.getLogger(__name__)
@@ -50,9 +51,22 @@ async def _keep(
         await inventory.refresh()
 
 
-async def _listen(woken: Iterable[asyncio.Event]) -> None:
-    """Set the events for each uevent; return, leaving the slow rescan, where there are none."""
+async def _listen(woken: Iterable[asyncio.Event]) -> Never:
+    """Set the events for each uevent; where there are none, leave it to the slow rescan."""
     woken = tuple(woken)
+    last_error = ""
+    while True:
+        try:
+            await _hear(woken)
+        except OSError as error:
+            if str(error) != last_error:
+                _log.warning("uevents failed, rescanning every %s s: %s", RESCAN_EVERY_S, error)
+            last_error = str(error)
+        await asyncio.sleep(RETRY_S)
+
+
+async def _hear(woken: Iterable[asyncio.Event]) -> Never:
+    """Set the events for each uevent, and for the message that pyroute2 makes of a loss."""
     socket = AsyncUeventSocket()  # type: ignore[no-untyped-call]
     try:
         await socket.bind(groups=MONITOR_GROUP_KERNEL)
@@ -60,7 +74,5 @@ async def _listen(woken: Iterable[asyncio.Event]) -> None:
             async for _ in socket.get():  # type: ignore[no-untyped-call]
                 for event in woken:
                     event.set()
-    except OSError as error:
-        _log.warning("uevents failed, rescanning every %s s: %s", RESCAN_EVERY_S, error)
     finally:
         socket.close()  # type: ignore[no-untyped-call]

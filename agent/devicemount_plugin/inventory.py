@@ -9,12 +9,14 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 from devicemount_plugin.config import DeviceID, Resource, ResourceName
 from devicemount_plugin.discovery import Device, discover
 from devicemount_plugin.health import Fault, FaultKind, Health, faults_of, gone
+from devicemount_plugin.memory import Memory
 
 REPLICA_SEPARATOR = "::"
 MAX_IDS = 16384  # of a resource: the kubelet takes a list of 4 MiB
@@ -44,15 +46,18 @@ class State:
 class Inventory:
     """All devices of a resource that were seen since the first look."""
 
-    def __init__(self, resource: Resource, *, root: Path) -> None:
+    def __init__(self, resource: Resource, *, root: Path, reports: Path) -> None:
         self.resource = resource
         self._root = root
         self._states: Mapping[DeviceID, State] = {}  # whatever was found
         self._offered: frozenset[DeviceID] = frozenset()  # what the kubelet was told of
         self._left_out: frozenset[DeviceID] = frozenset()  # for want of room
         self._listing: Listing = {}
+        self._memory = Memory(reports, self.resource_name)
+        self._known = self._memory.read()  # what was ever offered, by this process or one before
         self._changed = asyncio.Event()
         self._has_looked = False
+        self._missing = ""
         self._rescanning = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1)  # of its own: one that hangs takes none from others
 
@@ -66,8 +71,9 @@ class Inventory:
 
     @property
     def lacking(self) -> int:
-        """How many devices the machine is not prepared for."""
-        return sum(bool(state.absences()) for state in self._states.values())
+        """How many devices the machine is not prepared for; one where any is expected in vain."""
+        absent = sum(bool(state.absences()) for state in self._states.values())
+        return absent or int(bool(self.missing))
 
     @property
     def missing(self) -> str:
@@ -119,14 +125,13 @@ class Inventory:
 
     def _scan(self) -> Mapping[DeviceID, State]:
         """Read the file system, and change nothing here."""
-        known = {device_id: self._states[device_id].device for device_id in self._offered}
-        found = discover(self.resource, root=self._root, known=known)
+        found = discover(self.resource, root=self._root, known=self._known)
         states = {
             device.id: State(device, faults_of(device, self.resource, root=self._root))
             for device in found.values()
         }
         for device_id in self._offered - states.keys():
-            device = self._states[device_id].device
+            device = replace(self._states[device_id].device, number=None)
             states[device_id] = State(device, (gone(device),))
         return states
 
@@ -138,6 +143,8 @@ class Inventory:
         self._log_changes(states)
         self._log_left_out(frozenset(new[room:]))
         self._states, self._offered, self._has_looked = states, offered, True
+        self._log_missing()
+        self._remember()  # before the kubelet is told
         listing = {
             device_id: state.health
             for state in states.values()
@@ -148,6 +155,25 @@ class Inventory:
             self._listing = listing
             self._changed.set()
             self._changed = asyncio.Event()
+
+    def _remember(self) -> None:
+        """Keep what names the devices, with the numbers of those only that are there."""
+        ids = dict.fromkeys((*self._offered, *self._known))
+        self._known = {one: self._last_seen(one) for one in islice(ids, MAX_IDS)}
+        self._memory.write(self._known)
+
+    def _last_seen(self, device_id: DeviceID) -> Device:
+        if (state := self._states.get(device_id)) is not None:
+            return state.device
+        device = self._known[device_id]
+        return device if device.number is None else replace(device, number=None)
+
+    def _log_missing(self) -> None:
+        """Say once what no device's own change says: that none is there."""
+        missing = "" if self._states else self.missing
+        if missing and missing != self._missing:
+            _log.warning("devices missing resource=%s: %s", self.resource_name, missing)
+        self._missing = missing
 
     def _log_changes(self, states: Mapping[DeviceID, State]) -> None:
         for device_id, state in states.items():

@@ -18,7 +18,7 @@ def exposition(registrations: Iterable[Registration]) -> str:
         _family(
             "lacking",
             "gauge",
-            "Devices without driver, node or control node.",
+            "Devices without driver, node or control node, or one that is expected.",
             ((_resource(one), one.inventory.lacking) for one in registrations),
         ),
         _family(

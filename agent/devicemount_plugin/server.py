@@ -34,10 +34,8 @@ class Plugin(rpc.DevicePluginServicer):
     async def GetDevicePluginOptions(
         self, request: pb.Empty, context: _Context
     ) -> pb.DevicePluginOptions:
-        """Offer a preference, a call more for each container, only where there can be one."""
-        resource = self._inventory.resource
-        has_preference = resource.replicas > 1 or bool(resource.pci or resource.usb)
-        return pb.DevicePluginOptions(get_preferred_allocation_available=has_preference)
+        """Offer a preference: any device may be of a NUMA node."""
+        return pb.DevicePluginOptions(get_preferred_allocation_available=True)
 
     async def ListAndWatch(
         self, request: pb.Empty, context: _Context

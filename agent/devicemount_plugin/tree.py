@@ -72,11 +72,19 @@ def nodes_by_number(*, root: Path) -> Mapping[Number, str]:
     """Return the path of each device node below /dev, the first where a number has several."""
     found: dict[Number, str] = {}
     for path, status in _walk(root / "dev"):
-        number = _number(status)
-        if number is not None:
-            name = f"/{path.relative_to(root)}"
+        number, name = _number(status), f"/{path.relative_to(root)}"
+        if number is not None and is_text(name):
             found[number] = min(name, found.get(number, name))
     return found
+
+
+def is_text(path: str) -> bool:
+    """Whether a path is UTF-8: no other can be told to the kubelet, or be remembered."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def read_attribute(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 """Every call of the device plugin API, v1beta1, as the kubelet makes it."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -12,6 +13,7 @@ import grpc.aio
 import pytest
 
 from devicemount_node_api import deviceplugin_pb2 as pb
+from devicemount_plugin import server
 from devicemount_plugin.config import Resource
 from devicemount_plugin.inventory import Inventory
 from devicemount_plugin.registration import Registration
@@ -48,7 +50,7 @@ def node(tmp_path: Path) -> NodeTree:
 async def offered(node: NodeTree, directory: Path, **fields: object) -> AsyncIterator[Kubelet]:
     """Run the plugin for one resource with a kubelet that has listed it."""
     resource = Resource.model_validate(fields)
-    inventory = Inventory(resource, root=node.root)
+    inventory = Inventory(resource, root=node.root, reports=node.root)
     inventory.rescan()
     task = asyncio.create_task(Registration(inventory, directory=directory).keep())
     try:
@@ -91,15 +93,11 @@ async def test_a_device_on_no_numa_node_has_no_topology(node: NodeTree, director
         assert kubelet.numa_nodes[FUSE] == {"fuse::0": [], "fuse::1": [], "fuse::2": []}
 
 
-async def test_options_offer_a_preference_where_there_is_one(
-    node: NodeTree, directory: Path
-) -> None:
-    async with spus(node, directory) as kubelet:
-        assert kubelet.options[SPU].get_preferred_allocation_available
-        assert not kubelet.options[SPU].pre_start_required
+async def test_options_offer_a_preference(node: NodeTree, directory: Path) -> None:
     nodes = {"paths": ["/dev/fuse"]}
     async with offered(node, directory, name=FUSE, nodes=nodes) as kubelet:
-        assert not kubelet.options[FUSE].get_preferred_allocation_available
+        assert kubelet.options[FUSE].get_preferred_allocation_available
+        assert not kubelet.options[FUSE].pre_start_required
 
 
 async def test_preferred_allocation_stays_on_one_numa_node(node: NodeTree, directory: Path) -> None:
@@ -154,6 +152,26 @@ async def test_a_device_that_is_not_there_is_not_given_away(
         assert await refusal(kubelet, SPU, "unknown") == (
             f"{SPU}: device unknown cannot be given away: it is not known"
         )
+
+
+async def test_a_driver_that_does_not_answer_holds_up_no_allocation(
+    node: NodeTree, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REFRESH_TIMEOUT_S", 0.2)
+    state = node.root / "sys/devices/pci0000:00" / CARDS[0] / "state"
+    for card in CARDS:
+        node.put(f"/sys/devices/pci0000:00/{card}/state", "up")
+    fields = {"pci": {"vendor": "1f36"}, "health": [{"attribute": "state", "healthy": ["up"]}]}
+    async with offered(node, directory, name=SPU, **fields) as kubelet:
+        state.unlink()
+        os.mkfifo(state)  # its reader waits for a writer
+        try:
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await kubelet.allocate(SPU, [CARDS[1]])
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert caught.value.details() == f"{SPU}: the node did not answer within 0.2 s"
+        finally:
+            state.open("w").close()
 
 
 async def test_two_devices_at_one_path_are_refused(node: NodeTree, directory: Path) -> None:

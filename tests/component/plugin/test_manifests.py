@@ -39,6 +39,7 @@ def test_the_moffett_plugin_is_where_the_cards_are_and_unprivileged(
     assert pod["tolerations"] == [toleration]
     assert pod["priorityClassName"] == "system-node-critical"
     assert pod["automountServiceAccountToken"] is False
+    assert pod["securityContext"] == {"seccompProfile": {"type": "RuntimeDefault"}}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & pod.keys()
     (container,) = pod["containers"]
     assert container["securityContext"] == {

@@ -17,7 +17,7 @@ from devicemount_plugin.config import Config
 from devicemount_plugin.probes import serve_probes
 from unit.plugin.node_tree import NodeTree
 
-from .kubelet import running_kubelet, wait_until
+from .kubelet import DEADLINE_S, running_kubelet, wait_until
 
 
 @pytest.fixture
@@ -34,6 +34,15 @@ async def get(port: int, path: str) -> tuple[int, str]:
     await writer.wait_closed()
     head, _, body = answer.partition("\r\n\r\n")
     return int(head.split()[1]), body.strip()
+
+
+async def asking(port: int, path: str) -> tuple[int, str]:
+    """Get what may not listen yet."""
+    try:
+        return await get(port, path)
+    except ConnectionRefusedError:
+        await asyncio.sleep(0.01)
+        return 0, ""
 
 
 async def test_probes_say_what_is_waited_for() -> None:
@@ -105,6 +114,18 @@ async def test_every_resource_registers_and_what_lacks_is_told(
     assert 'devicemount_plugin_lacking{resource="example.com/card"} 1' in lines
     assert 'devicemount_plugin_registered{resource="example.com/absent"} 1' in lines
     assert 'devicemount_plugin_registrations_total{resource="example.com/absent"} 1' in lines
+
+
+async def test_who_is_not_ready_says_why(directory: Path, tmp_path: Path) -> None:
+    gadget = {"name": "example.com/gadget", "nodes": {"paths": ["/dev/gadget0"]}}
+    config = Config.model_validate({"resources": [gadget]})
+    places = Places(tmp_path, device_plugins=directory, reports=tmp_path, probe_port=free_port())
+    async with running(config, places), asyncio.timeout(DEADLINE_S):
+        said = (503, "")
+        while "(" not in said[1]:
+            said = await asking(places.probe_port, "/readyz")
+    assert said[0] == 503
+    assert said[1].startswith(f"waiting for example.com/gadget (no kubelet.sock in {directory}: ")
 
 
 async def test_a_driver_that_hangs_at_the_start_holds_up_its_own_resource_only(

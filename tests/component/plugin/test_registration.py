@@ -2,6 +2,7 @@
 """The plugin against a kubelet's registration server: it registers, answers, and recovers."""
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from devicemount_plugin import registration
 from devicemount_plugin.config import Resource
 from devicemount_plugin.inventory import Inventory
 from devicemount_plugin.registration import Registration
@@ -38,7 +40,7 @@ def node(tmp_path: Path) -> NodeTree:
 @pytest.fixture
 def gadgets(node: NodeTree) -> Inventory:
     resource = {"name": GADGET, "nodes": {"glob": "/dev/gadget*"}}
-    inventory = Inventory(Resource.model_validate(resource), root=node.root)
+    inventory = Inventory(Resource.model_validate(resource), root=node.root, reports=node.root)
     inventory.rescan()
     return inventory
 
@@ -53,6 +55,25 @@ async def registering(inventory: Inventory, directory: Path) -> AsyncIterator[Re
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
+
+
+@pytest.fixture
+def refusals(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collect every refusal, and let the next attempt follow at once."""
+    collected: list[str] = []
+    report = Registration._report
+
+    def collect(self: Registration, refusal: str) -> None:
+        collected.append(refusal)
+        report(self, refusal)
+
+    monkeypatch.setattr(Registration, "_report", collect)
+    monkeypatch.setattr(registration, "RETRY_S", 0.01)
+    return collected
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
 
 
 async def listed(kubelet: Kubelet, resource: str) -> None:
@@ -122,13 +143,15 @@ async def test_it_registers_anew_when_its_socket_is_removed(
 async def test_a_restarted_plugin_registers_with_the_same_kubelet(
     directory: Path, gadgets: Inventory
 ) -> None:
+    endpoints = []
     async with running_kubelet(directory) as kubelet:
         for _ in range(2):
             async with registering(gadgets, directory), asyncio.timeout(RESTORED_WITHIN_S):
                 await listed(kubelet, GADGET)
-                first = kubelet.endpoints[GADGET]
+                endpoints.append(kubelet.endpoints[GADGET])
             kubelet.listings.clear()
-        assert kubelet.endpoints == {GADGET: first}
+    first, second = endpoints
+    assert first != second
 
 
 async def test_it_registers_anew_when_the_kubelet_ends_its_stream(
@@ -152,10 +175,73 @@ async def test_a_refusal_is_logged_once_and_tried_again(
             assert not it.is_current()
             kubelet.refuse_with = None
             await listed(kubelet, GADGET)
-    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
-    assert warnings == [
+    assert warnings(caplog) == [
         f"not registered resource={GADGET}: UNKNOWN: invalid name of device plugin socket"
     ]
+
+
+async def test_a_directory_that_is_not_the_kubelets_is_said_once_with_its_volume(
+    directory: Path, gadgets: Inventory, caplog: pytest.LogCaptureFixture, refusals: list[str]
+) -> None:
+    sentence = (
+        f"no kubelet.sock in {directory}: the kubelet's socket belongs there; if it is elsewhere on"
+        " this node, correct hostPath of the volume device-plugins of the plugin's DaemonSet;"
+        " if its directory was made anew, delete this pod"
+    )
+    away = directory.with_suffix(".away")
+    async with registering(gadgets, directory) as it:
+        await wait_until(lambda: len(refusals) > 1, what="it has tried twice")
+        directory.rename(away)
+        before = len(refusals)
+        await wait_until(lambda: len(refusals) > before + 1, what="it goes on trying")
+        away.rename(directory)
+        assert it.refusal == sentence
+        assert warnings(caplog) == [f"not registered resource={GADGET}: {sentence}"]
+        async with running_kubelet(directory) as kubelet:
+            await listed(kubelet, GADGET)
+            assert it.refusal == ""
+
+
+async def test_a_directory_in_which_nothing_can_listen_ends_nothing(
+    directory: Path,
+    gadgets: Inventory,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    refusals: list[str],
+) -> None:
+    """Root may write anywhere: here the name is too long for a socket."""
+    deep = directory / ("x" * (90 - len(str(directory))))
+    deep.mkdir()
+    async with running_kubelet(deep) as kubelet, registering(gadgets, deep):
+        await wait_until(lambda: len(refusals) > 1, what="it has tried twice")
+        assert warnings(caplog) == [
+            f"not registered resource={GADGET}: cannot listen in {deep}: AF_UNIX path too long"
+        ]
+        monkeypatch.setattr(registration, "NAME_LENGTH", 1)
+        await listed(kubelet, GADGET)
+
+
+def listening(path: Path) -> socket.socket:
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+    return server
+
+
+async def test_what_a_killed_plugin_has_left_is_removed(
+    directory: Path, gadgets: Inventory
+) -> None:
+    dead = [f"example.com_gadget-{'0' * 8}.sock", "example.com_gadgets-00000000.sock", "a.sock"]
+    living = f"example.com_gadget-{'1' * 8}.sock"
+    async with running_kubelet(directory) as kubelet:
+        for name in dead:
+            listening(directory / name).close()
+        other = listening(directory / living)
+        with other:
+            async with registering(gadgets, directory):
+                await listed(kubelet, GADGET)
+        left = {path.name for path in directory.iterdir()}
+    assert left == {"kubelet.sock", living, *dead[1:]}
 
 
 async def test_it_leaves_no_socket_behind(directory: Path, gadgets: Inventory) -> None:

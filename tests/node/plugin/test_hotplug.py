@@ -2,10 +2,12 @@
 """Hot-plug with the kernel's own uevents: a change is noticed without waiting for the rescan."""
 
 import asyncio
+import errno
 import time
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink.uevent import AsyncUeventSocket
 
 from devicemount_plugin import hotplug
 from devicemount_plugin.config import Resource
@@ -22,7 +24,7 @@ UEVENT = Path("/sys/class/block/loop0/uevent")  # writing "change" tells listene
 def inventory(tmp_path: Path) -> Inventory:
     NodeTree(tmp_path).plug("/dev/gadget0")
     resource = {"name": "example.com/gadget", "nodes": {"glob": "/dev/gadget*"}}
-    inventory = Inventory(Resource.model_validate(resource), root=tmp_path)
+    inventory = Inventory(Resource.model_validate(resource), root=tmp_path, reports=tmp_path)
     inventory.rescan()
     return inventory
 
@@ -41,6 +43,16 @@ async def first_change(inventory: Inventory, *, wake: bool) -> Health:
     return (await following)[next(iter(inventory.listing))]
 
 
+async def health_after_loss(inventory: Inventory, node: Path, *, wake: bool) -> Health:
+    keeper = asyncio.create_task(hotplug.keep_inventories([inventory], on_rescan=lambda: None))
+    try:
+        (node / "dev" / "gadget0").unlink()
+        return await first_change(inventory, wake=wake)
+    finally:
+        keeper.cancel()
+        await asyncio.wait([keeper])
+
+
 @pytest.mark.parametrize(
     ("rescan_every_s", "wake"),
     [
@@ -57,10 +69,27 @@ async def test_a_device_that_goes_is_noticed(
     wake: bool,
 ) -> None:
     monkeypatch.setattr(hotplug, "RESCAN_EVERY_S", rescan_every_s)
-    keeper = asyncio.create_task(hotplug.keep_inventories([inventory], on_rescan=lambda: None))
-    try:
-        (tmp_path / "dev" / "gadget0").unlink()
-        assert await first_change(inventory, wake=wake) is Health.UNHEALTHY
-    finally:
-        keeper.cancel()
-        await asyncio.wait([keeper])
+    assert await health_after_loss(inventory, tmp_path, wake=wake) is Health.UNHEALTHY
+
+
+async def test_a_kernel_that_gives_no_socket_is_asked_again(
+    inventory: Inventory,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    failures = [OSError(errno.ENOBUFS, "No buffer space available")]
+
+    class Short(AsyncUeventSocket):  # type: ignore[misc]
+        async def bind(self, groups: int = -1) -> None:
+            if failures:
+                raise failures.pop()
+            await super().bind(groups=groups)
+
+    monkeypatch.setattr(hotplug, "AsyncUeventSocket", Short)
+    monkeypatch.setattr(hotplug, "RESCAN_EVERY_S", NEVER_S)
+    monkeypatch.setattr(hotplug, "RETRY_S", 0.1)
+    assert await health_after_loss(inventory, tmp_path, wake=True) is Health.UNHEALTHY
+    assert [one for one in caplog.messages if "uevents" in one] == [
+        "uevents failed, rescanning every 3600.0 s: [Errno 105] No buffer space available"
+    ]

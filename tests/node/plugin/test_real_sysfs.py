@@ -1,40 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
 """Discovery on this machine's own /sys and /dev: the kernel's layout, not a copy of it."""
 
-import os
+from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from devicemount_plugin.config import Resource
 from devicemount_plugin.discovery import discover
 from devicemount_plugin.health import faults_of
+from devicemount_plugin.tree import Number, nodes_by_number, number_at
 
 ROOT = Path("/")
+PCI = Path("/sys/bus/pci/devices")
 
 
-def block_device_of_pci() -> tuple[Path, str]:
-    """Return a PCI function with a disk and the disk's number; skip where there is none."""
-    for link in sorted(Path("/sys/dev/block").iterdir()):
-        functions = [part for part in link.resolve().parents if (part / "vendor").exists()]
-        pci = [one for one in functions if (Path("/sys/bus/pci/devices") / one.name).exists()]
-        if pci:
-            return pci[0], link.name
-    pytest.skip("no disk of this machine is behind a PCI function")
+def nodes_of_pci() -> Iterator[tuple[str, Number]]:
+    """Yield each device node of this machine with the PCI function that is nearest above it."""
+    functions = {function.name for function in PCI.glob("*")}
+    for number in nodes_by_number(root=ROOT):
+        directory = Path(f"/sys/dev/{number.kind}/{number}").resolve()
+        above = next((one.name for one in directory.parents if one.name in functions), None)
+        if above is not None:
+            yield above, number
 
 
-def test_the_disk_of_a_pci_function_is_its_node() -> None:
-    function, number = block_device_of_pci()
-    vendor, device = ((function / name).read_text().strip()[2:] for name in ("vendor", "device"))
-    resource = Resource.model_validate(
-        {"name": "example.com/disk", "pci": {"vendor": vendor, "device": device}}
-    )
-    found = discover(resource, root=ROOT, known={})
-    disk = next(one for one in found.values() if one.id == function.name)
-    numbers = {Path(path).stat().st_rdev for path in disk.nodes}
-    major, minor = map(int, number.split(":"))
-    assert os.makedev(major, minor) in numbers
-    assert faults_of(disk, resource, root=ROOT) == ()
+def test_each_device_node_is_of_its_pci_function() -> None:
+    """A machine without PCI has no such nodes: none may be found there."""
+    vendors = {(function / "vendor").read_text().strip()[2:] for function in PCI.glob("*")}
+    found = set()
+    for vendor in vendors | {"1f36"}:
+        source = {"name": "example.com/any", "pci": {"vendor": vendor}}
+        resource = Resource.model_validate(source)
+        for device in discover(resource, root=ROOT, known={}).values():
+            numbers = [number_at(path, root=ROOT) for path in device.nodes]
+            found |= {(device.id, number) for number in numbers if number is not None}
+            if numbers and None not in numbers:
+                assert faults_of(device, resource, root=ROOT) == ()
+    assert found == set(nodes_of_pci())
 
 
 def test_a_node_leads_to_its_directory() -> None:

@@ -128,6 +128,38 @@ HEXADECIMAL = 'must be four hexadecimal digits in lower case and quotes, as "1f3
             id="a node in two groups",
         ),
         pytest.param(
+            one(source="groups: {}"),
+            "groups",
+            "Dictionary should have at least 1 item after validation, not 0",
+            id="no group",
+        ),
+        pytest.param(
+            one(source="groups: {a: [/dev/a0, /dev/a1]}, containerPath: /dev/gadget"),
+            "",
+            "several nodes of group a would be /dev/gadget in the container:"
+            " put {name} into 'containerPath', or leave it out",
+            id="a group whose nodes would be at one path",
+        ),
+        pytest.param(
+            one(source="groups: {a: [/dev/a/0]}, control: [/dev/0], containerPath: '/dev/{name}'"),
+            "",
+            "several nodes of group a would be /dev/0 in the container:"
+            " put {name} into 'containerPath', or leave it out",
+            id="a group with a node where a control node is",
+        ),
+        pytest.param(
+            one(more=", env: {'': a}"),
+            "env..[key]",
+            "must be the name of a variable: not empty and without '='",
+            id="a variable without a name",
+        ),
+        pytest.param(
+            one(more=", env: {A=B: a}"),
+            "env.A=B.[key]",
+            "must be the name of a variable: not empty and without '='",
+            id="a variable that sets another",
+        ),
+        pytest.param(
             one(more=", access: rx"),
             "access",
             "must be made of r (read), w (write) and m (mknod), each once",
@@ -272,6 +304,38 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path: Path, text: str, expecte
 
 def test_what_is_no_yaml_is_said(tmp_path: Path) -> None:
     assert complaint(tmp_path, "resources: [").startswith("plugin.yaml is no YAML: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        pytest.param(f"{GOOD}  replicas: 2\n", "replicas", 8, id="a field of a resource"),
+        pytest.param("resources: []\nresources: []\n", "resources", 2, id="at the top"),
+        pytest.param(
+            one(source="groups: {a: [/dev/a], 'a': [/dev/b]}"), "a", 1, id="quoted and not quoted"
+        ),
+    ],
+)
+def test_a_key_that_is_there_twice_is_refused(
+    tmp_path: Path, text: str, key: str, line: int
+) -> None:
+    said = complaint(tmp_path, text)
+    assert said.startswith(f"plugin.yaml is no YAML: {key!r} is there twice: merge the two\n")
+    assert f"line {line}, column " in said
+
+
+def test_aliases_do_not_matter(tmp_path: Path) -> None:
+    text = "resources:\n- &a\n  name: example.com/a\n  nodes: &n {glob: '/dev/a*'}\n- *a\n"
+    assert complaint(tmp_path, text) == (
+        "plugin.yaml: the file: example.com/a is there twice: merge the entries"
+    )
+    assert complaint(tmp_path, "&a [*a]").startswith("plugin.yaml: the file: Input should be")
+
+
+def test_a_date_that_is_none_is_said(tmp_path: Path) -> None:
+    assert complaint(tmp_path, "resources: 2026-99-99") == (
+        "plugin.yaml is no YAML: month must be in 1..12"
+    )
 
 
 def test_a_file_that_is_not_there_is_said(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which devices a resource has is a function of the nodes and of sysfs below a root."""
 
+import os
+
 import pytest
 
 from devicemount_plugin.config import Resource
@@ -58,6 +60,16 @@ def test_directories_files_and_links_to_elsewhere_are_no_devices(node: NodeTree)
     assert paths(node, nodes={"glob": "/dev/*"}) == {"gadget0": ("/dev/gadget0",)}
 
 
+def test_a_node_whose_name_is_no_text_is_no_device(node: NodeTree) -> None:
+    """The kubelet could not be told of it; os.fsdecode gives such a name as Python has it."""
+    (card,) = cards(node, 1)
+    node.plug(os.fsdecode(b"/dev/gadget\xff"), "240:0")
+    node.unplug("/dev/spu0")
+    node.plug("/dev/gadget0")
+    assert paths(node, nodes={"glob": "/dev/gadget*"}) == {"gadget0": ("/dev/gadget0",)}
+    assert paths(node, **SPU) == {card: ()}
+
+
 def test_a_link_is_followed_as_on_the_node_and_keeps_its_name(node: NodeTree) -> None:
     node.plug("/dev/ttyUSB3")
     node.link("/dev/serial/by-id/usb-a", "../../ttyUSB3")
@@ -95,7 +107,7 @@ def test_names_that_would_give_one_id_give_two(node: NodeTree) -> None:
     node.plug("/dev/a/b")
     node.plug("/dev/a-b")
     devices = paths(node, nodes={"paths": ["/dev/a/b", "/dev/a-b"]})
-    assert sorted(devices.values()) == [("/dev/a-b",), ("/dev/a/b",)]
+    assert devices == {"a-b": ("/dev/a-b",), "a-b-19c62f6a5afea545": ("/dev/a/b",)}
 
 
 def test_an_id_is_never_longer_than_the_api_says(node: NodeTree) -> None:
@@ -243,6 +255,15 @@ def test_twins_are_told_apart_by_their_ports(node: NodeTree, serial: str) -> Non
     assert paths(node, **STICK) == {
         "0403-6001-port-1-1": ("/dev/bus/usb/001/004", "/dev/ttyUSB4"),
         "0403-6001-port-1-2": ("/dev/bus/usb/001/003", "/dev/ttyUSB3"),
+    }
+
+
+def test_a_serial_number_cannot_pass_for_a_port(node: NodeTree) -> None:
+    plug_stick(node, "1-1", serial="port/1-2", minor=3)
+    plug_stick(node, "1-2", serial="", minor=4)
+    assert paths(node, **STICK) == {
+        "0403-6001-port-1-1": ("/dev/bus/usb/001/003", "/dev/ttyUSB3"),
+        "0403-6001-port-1-2": ("/dev/bus/usb/001/004", "/dev/ttyUSB4"),
     }
 
 

@@ -18,11 +18,12 @@ from .node_tree import NodeTree, cards
 HEALTHY, UNHEALTHY = Health.HEALTHY, Health.UNHEALTHY
 SPU = {"pci": {"vendor": "1f36", "device": "7030"}}
 STICK = {"usb": {"vendor": "0403", "product": "6001"}}
+BY_ID = {"nodes": {"glob": "/dev/serial/by-id/*"}}
 
 
 def of(node: NodeTree, **source: object) -> Inventory:
     resource = Resource.model_validate({"name": "example.com/gadget", **source})
-    inventory = Inventory(resource, root=node.root)
+    inventory = Inventory(resource, root=node.root, reports=node.root)
     inventory.rescan()
     return inventory
 
@@ -169,6 +170,111 @@ def test_a_link_that_comes_does_not_rename_the_device_that_is_there(node: NodeTr
     assert serial.rescan() == {"serial-by-path-usbv2": HEALTHY}
 
 
+def test_a_link_that_goes_does_not_rename_the_device_that_is_there(node: NodeTree) -> None:
+    """Under another link's name it would be free, and be given away twice."""
+    node.plug("/dev/ttyUSB0")
+    node.link("/dev/serial/by-id/a", "../../ttyUSB0")
+    node.link("/dev/serial/by-id/b", "../../ttyUSB0")
+    serial = of(node, **BY_ID)
+    node.unplug("/dev/serial/by-id/a")
+    assert serial.rescan() == {"serial-by-id-a": HEALTHY}
+    assert found_at(serial, "serial-by-id-a") == ("/dev/serial/by-id/b",)
+    assert of(node, **BY_ID).listing == {"serial-by-id-a": HEALTHY}
+    node.link("/dev/serial/by-id/a", "../../ttyUSB0")
+    assert serial.rescan() == {"serial-by-id-a": HEALTHY}
+    assert found_at(serial, "serial-by-id-a") == ("/dev/serial/by-id/a",)
+
+
+def test_a_configuration_that_names_a_device_otherwise_does_not_rename_it(node: NodeTree) -> None:
+    node.plug("/dev/ttyUSB0")
+    node.link("/dev/serial/by-id/a", "../../ttyUSB0")
+    of(node, nodes={"glob": "/dev/ttyUSB*"})
+    serial = of(node, **BY_ID)
+    assert serial.listing == {"ttyUSB0": HEALTHY}
+    assert found_at(serial, "ttyUSB0") == ("/dev/serial/by-id/a",)
+    assert of(node, **BY_ID).listing == {"ttyUSB0": HEALTHY}
+
+
+def test_a_restarted_plugin_renames_nothing_that_is_not_complete_yet(node: NodeTree) -> None:
+    node.plug("/dev/ttyUSB0")
+    node.plug("/dev/control")
+    for name in "ab":
+        node.link(f"/dev/serial/by-id/{name}", "../../ttyUSB0")
+    of(node, **BY_ID, control=["/dev/control"])
+    node.unplug("/dev/control")
+    serial = of(node, **BY_ID, control=["/dev/control"])
+    assert serial.listing == {}
+    node.unplug("/dev/serial/by-id/a")
+    serial.rescan()
+    node.plug("/dev/control")
+    assert serial.rescan() == {"serial-by-id-a": HEALTHY}
+
+
+def test_a_link_that_leads_elsewhere_takes_no_id_along(node: NodeTree) -> None:
+    for number, name in enumerate("ba"):
+        node.plug(f"/dev/ttyUSB{number}")
+        node.link(f"/dev/serial/by-id/{name}", f"../../ttyUSB{number}")
+    serial = of(node, **BY_ID)
+    node.unplug("/dev/serial/by-id/a")
+    node.link("/dev/serial/by-id/a", "../../ttyUSB0")  # whose id is b
+    assert serial.rescan() == {"serial-by-id-a": UNHEALTHY, "serial-by-id-b": HEALTHY}
+
+
+def test_a_link_that_comes_back_for_another_device_gets_another_id(node: NodeTree) -> None:
+    node.plug("/dev/ttyUSB0")
+    for name in "ab":
+        node.link(f"/dev/serial/by-id/{name}", "../../ttyUSB0")
+    serial = of(node, **BY_ID)
+    node.plug("/dev/ttyUSB1")
+    node.unplug("/dev/serial/by-id/a")
+    node.link("/dev/serial/by-id/a", "../../ttyUSB1")
+    (other,) = serial.rescan().keys() - {"serial-by-id-a"}
+    assert found_at(serial, "serial-by-id-a") == ("/dev/serial/by-id/b",)
+    assert found_at(serial, other) == ("/dev/serial/by-id/a",)
+    node.unplug("/dev/serial/by-id/b", "/dev/ttyUSB0")
+    assert serial.rescan() == {"serial-by-id-a": UNHEALTHY, other: HEALTHY}
+
+
+def test_another_device_of_the_same_number_is_not_taken_for_the_one_before(node: NodeTree) -> None:
+    node.plug("/dev/ttyUSB0", "188:0")
+    node.link("/dev/serial/by-id/a", "../../ttyUSB0")
+    node.link("/dev/serial/by-path/port", "../../ttyUSB0")
+    serial = of(node, nodes={"glob": "/dev/serial/*/*"})
+    node.unplug("/dev/ttyUSB0", "/dev/serial/by-id/a", "/dev/serial/by-path/port")
+    assert serial.rescan() == {"serial-by-id-a": UNHEALTHY}
+    node.plug("/dev/ttyUSB0", "188:0")
+    node.link("/dev/serial/by-id/b", "../../ttyUSB0")
+    node.link("/dev/serial/by-path/port", "../../ttyUSB0")
+    assert serial.rescan() == {"serial-by-id-a": UNHEALTHY, "serial-by-id-b": HEALTHY}
+
+
+def test_a_path_that_gives_the_id_of_another_gets_an_id_of_its_own(node: NodeTree) -> None:
+    node.plug("/dev/a/b")
+    both = {"nodes": {"paths": ["/dev/a-b", "/dev/a/b"]}}
+    gadgets = of(node, **both)
+    node.plug("/dev/a-b")
+    assert gadgets.rescan()[DeviceID("a-b")] is HEALTHY
+    assert found_at(gadgets, "a-b") == ("/dev/a/b",)
+    (other,) = gadgets.listing.keys() - {"a-b"}
+    assert found_at(gadgets, other) == ("/dev/a-b",)
+    node.unplug("/dev/a/b")
+    assert gadgets.rescan() == {"a-b": UNHEALTHY, other: HEALTHY}
+    assert of(node, **both).listing == {other: HEALTHY}
+
+
+def test_a_restarted_plugin_does_not_rename_a_usb_device_that_has_a_twin(node: NodeTree) -> None:
+    stick(node, "1-2", minor=3)
+    of(node, **STICK)
+    stick(node, "1-1", minor=4)
+    sticks = of(node, **STICK)
+    assert sticks.listing == {"0403-6001-0001": HEALTHY, "0403-6001-port-1-1": HEALTHY}
+    assert found_at(sticks, "0403-6001-0001") == ("/dev/stick3",)
+    pull(node, "1-2", minor=3)
+    assert of(node, **STICK).listing == {"0403-6001-port-1-1": HEALTHY}
+    stick(node, "1-2", minor=5)
+    assert found_at(of(node, **STICK), "0403-6001-0001") == ("/dev/stick5",)
+
+
 def test_a_twin_that_comes_does_not_rename_the_usb_device_that_is_there(node: NodeTree) -> None:
     """Under a new name it would be free, and be given away twice."""
     stick(node, "1-2", minor=3)
@@ -224,6 +330,12 @@ def found_at(inventory: Inventory, device_id: str) -> tuple[str, ...]:
     return state.device.nodes
 
 
+def reason(inventory: Inventory, device_id: str) -> str:
+    state = inventory.find(DeviceID(device_id))
+    assert state is not None
+    return "; ".join(fault.text for fault in state.faults)
+
+
 def test_a_defect_is_offered_as_unhealthy_and_is_nothing_missing(node: NodeTree) -> None:
     node.plug("/dev/a")
     pair = of(node, groups={"pair": ["/dev/a", "/dev/b"]})
@@ -238,9 +350,48 @@ def test_no_card_at_all_is_nothing_missing_unless_one_is_expected(node: NodeTree
     )
 
 
+def test_an_expected_device_that_is_not_there_is_logged_once_and_counted(
+    node: NodeTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    kvm = of(node, nodes={"paths": ["/dev/kvm"]}, expected=True)
+    kvm.rescan()
+    assert kvm.lacking == 1
+    assert caplog.messages == [
+        "devices missing resource=example.com/gadget:"
+        " no device of example.com/gadget is there, and the plugin expects one"
+    ]
+    node.plug("/dev/kvm")
+    kvm.rescan()
+    assert (kvm.lacking, kvm.missing) == (0, "")
+
+
+def test_two_groups_that_share_a_device_are_not_given_away(node: NodeTree) -> None:
+    node.plug("/dev/ttyUSB0")
+    node.plug("/dev/ttyUSB1")
+    node.link("/dev/left", "ttyUSB0")
+    node.link("/dev/right", "ttyUSB1")
+    groups = of(node, groups={"a": ["/dev/left"], "b": ["/dev/right", "/dev/ttyUSB1"]})
+    assert groups.listing == {"a": HEALTHY, "b": HEALTHY}
+    node.unplug("/dev/right")
+    node.link("/dev/right", "ttyUSB0")
+    assert groups.rescan() == {"a": UNHEALTHY, "b": UNHEALTHY}
+    assert [reason(groups, name) for name in "ab"] == [
+        "group a shares /dev/left with group b",
+        "group b shares /dev/right with group a",
+    ]
+
+
+def test_a_group_of_which_nothing_is_there_is_missed_where_it_is_expected(node: NodeTree) -> None:
+    pair = {"pair": ["/dev/a", "/dev/b"]}
+    assert of(node, groups=pair).missing == ""
+    pairs = of(node, groups=pair, expected=True)
+    assert (pairs.missing, pairs.lacking) == ("group pair lacks /dev/a, /dev/b", 1)
+    assert pairs.listing == {}
+
+
 def test_nothing_is_missing_before_the_first_look(node: NodeTree) -> None:
     resource = Resource.model_validate({"name": "example.com/gadget", **SPU, "expected": True})
-    assert Inventory(resource, root=node.root).missing == ""
+    assert Inventory(resource, root=node.root, reports=node.root).missing == ""
 
 
 def test_a_long_list_of_absences_is_cut(node: NodeTree) -> None:
