@@ -11,11 +11,12 @@ from devicemount_agent.allocation.ascend import Ascend
 from devicemount_agent.allocation.bundle import Bundle
 from devicemount_agent.allocation.cdi import Cdi
 from devicemount_agent.allocation.host import Host
-from devicemount_agent.allocation.nvidia import NvidiaProc
+from devicemount_agent.allocation.nvidia import Instances, NvidiaProc, nobody_knows
 from devicemount_agent.allocation.resolver import Resolving
 from devicemount_agent.allocation.said import Reader, Said, Subject
 from devicemount_agent.allocation.sources import ReaderSources
 from devicemount_agent.container.cri import ContainerFacts, SandboxFacts
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts
 from devicemount_agent.model import ContainerID, PodUID
 from devicemount_agent.profiles.store import Profiles
 from devicemount_agent.requests import ShadowPod
@@ -31,6 +32,7 @@ class FakeRuntime:
     annotations: Mapping[str, str] = field(default_factory=dict)
     pid: int = 1
     mounts: frozenset[str] = frozenset()
+    runtime: RuntimeFacts = UNKNOWN
 
     async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None:
         return HOLD_ID
@@ -45,6 +47,7 @@ class FakeRuntime:
             is_running=True,
             pid=self.pid,
             mounts=self.mounts,
+            runtime=self.runtime,
         )
 
     async def sandbox(self, pod_uid: PodUID) -> SandboxFacts | None:
@@ -76,11 +79,14 @@ def sources_on(
     live: Reader | None = None,
     profiles: Profiles | None = None,
     runtime: FakeRuntime | None = None,
+    instances: Instances = nobody_knows,
 ) -> ReaderSources:
     """All readers; the shadow container shows nothing unless it is said."""
     host = Host(root)
     runtime = runtime or FakeRuntime(annotations or {})
-    resolving = Resolving({"nvidiaProc": NvidiaProc(host), "ascend": Ascend(host)})
+    resolving = Resolving(
+        {"nvidiaProc": NvidiaProc(host, instances=instances), "ascend": Ascend(host)}
+    )
     return ReaderSources(
         profiles=profiles or shipped_profiles(),
         readers={

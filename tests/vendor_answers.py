@@ -23,7 +23,13 @@ DATA = Path(__file__).parent / "data/vendor-answers"
 MAIN = "main"
 _UNREGISTERED_MAJOR = 240  # for local and experimental use: open gives ENXIO
 _WITH_DRAWING = "jit-cdi or CDI, together with the DRM nodes"
-_NOT_ANSWERS = {"runtime-resolution", "cdi-dra", "cdi-nvidia-ctk"}
+
+# Files without an answer of a device plugin: what is done with each.
+NOT_ANSWERS = {
+    "runtime-resolution": "nodes' files and what names mean on them: resolution(), test_resolvers",
+    "cdi-nvidia-ctk": "a spec file of nvidia-ctk: test_cdi",
+    "cdi-dra": "not used: what is allocated by claims (DRA) is not read yet",
+}
 
 
 # Not cases of ours. "legacy runtime" differs from main in the runtime alone, which no allocation
@@ -163,10 +169,12 @@ def checkpoint(entries: tuple[Entry, ...], *, pod_uid: str, container: str = "ho
     return json.dumps({"Data": data, "Checksum": 1}).encode()
 
 
-_UNRESOLVED = Refusal("AllocationUnknown", "cannot be resolved from /proc")
+MIG_UNRESOLVED = Refusal("AllocationUnknown", "cannot be resolved from /proc")  # without NVML
+LIVE_ONLY = Refusal("AllocationUnknown", "live shows no device")  # unless the shadow pod runs so
 _ENV_ONLY = Refusal("AllocationUnknown", "answered environment variables, no device nodes")
 _LIMITS = Refusal("EnvFileNeeded", "CUDA_DEVICE_MEMORY_LIMIT_0", unless_env_file=True)
 _VNPU = Refusal("UnsupportedResource", "a vNPU cannot be given to a running container")
+_DECIDED = Refusal("UnsupportedResource", "another scheduler (Volcano, HAMi) decided by an annot")
 _QUOTA = Refusal("UnsupportedResource", "shared by quotas")
 
 _NEW_MIG = (
@@ -178,25 +186,19 @@ _NEW_MIG = (
 )
 
 REFUSED: dict[str, dict[str, Refusal]] = {
-    "nvidia-mig": dict.fromkeys(_NEW_MIG, _UNRESOLVED),
+    "nvidia-mig": dict.fromkeys(_NEW_MIG, MIG_UNRESOLVED),
     "nvidia-mps": {"*": Refusal("UnsupportedResource", "shared by MPS")},
     "nvidia-cdi-cri": {"spec file gone": Refusal("AllocationUnknown", "no CDI spec in")},
-    "hami-vgpu": {"*": _LIMITS, "MIG operating mode": _UNRESOLVED},
+    "hami-vgpu": {"*": _LIMITS, "MIG operating mode": MIG_UNRESOLVED},
     "volcano-vgpu": {
         "*": _LIMITS,
         "MIG mode": Refusal("AllocationUnknown", "no annotation of the scheduler can prove"),
     },
-    "ascend-envvar": {"A5": Refusal("AllocationUnknown", "live shows no device")},
+    "ascend-envvar": {"A5": LIVE_ONLY},
     "ascend-vnpu": {"*": _VNPU},
-    "ascend-volcano": {
-        MAIN: Refusal("AllocationUnknown", "name different devices"),
-        "DeviceSpec mode": Refusal(
-            "AllocationUnknown", "another scheduler (Volcano, HAMi) decides"
-        ),
-        "soft share": _QUOTA,
-    },
+    "ascend-volcano": {"*": _DECIDED, "soft share": _QUOTA},
     "ascend-hami": {
-        MAIN: Refusal("AllocationUnknown", "is no id that Huawei's device plugin gives"),
+        MAIN: _DECIDED,
         "vNPU template": _VNPU,
         "soft mode": _QUOTA,
     },
@@ -218,13 +220,13 @@ REFUSED: dict[str, dict[str, Refusal]] = {
     },
     "smarter": {"nvidia-gpu": _ENV_ONLY},
     "squat-generic": {
-        "group with node and file": Refusal("NotAllowed", "a profile whose allowMounts names it")
+        "group with node and file": Refusal("NotAllowed", "a profile whose alsoMounts names it")
     },
 }
 
 
 def _cases_in(path: Path) -> Iterator[Case]:
-    if path.stem in _NOT_ANSWERS:
+    if path.stem in NOT_ANSWERS:
         return
     content = json.loads(path.read_text())
     for case in (content, *content.get("variants", [])):
@@ -255,6 +257,7 @@ def _decided(vendor: str, found: Mapping[str, Any]) -> dict[str, str]:
     key = {
         "hami-vgpu": "hami.io/vgpu-devices-to-allocate",
         "volcano-vgpu": "volcano.sh/devices-to-allocate",
+        "ascend-volcano": found["resource"],
     }.get(vendor)
     names = found["allocate_response"]["envs"].get("NVIDIA_VISIBLE_DEVICES", "").split(",")
     if not all(name.startswith("GPU-") for name in names):
@@ -269,6 +272,14 @@ def _decided(vendor: str, found: Mapping[str, Any]) -> dict[str, str]:
 def resolution() -> dict[str, Any]:
     content: dict[str, Any] = json.loads((DATA / "runtime-resolution.json").read_text())
     return content
+
+
+def mig_table() -> dict[str, dict[str, Any]]:
+    """Return what NVML of the fake node says of new MIG ids: parent, gi and ci of each."""
+    found: dict[str, dict[str, Any]] = {}
+    for case in resolution()["nvidia"]["cases"]:
+        found.update(case["input"].get("mig_table", {}))
+    return found
 
 
 def make_root(root: Path, vendor: str) -> None:

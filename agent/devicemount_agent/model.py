@@ -64,6 +64,7 @@ class BindMount:
     path: str  # absolute, in the container
     host_path: str  # absolute, on the node, after symlinks
     read_only: bool
+    no_exec: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -127,14 +127,26 @@ def _users() -> dict[int, frozenset[int]]:
     pynvml = _bindings()
     users: dict[int, frozenset[int]] = {}
     for index in range(pynvml.nvmlDeviceGetCount()):
-        device = pynvml.nvmlDeviceGetHandleByIndex(index)
-        minor = pynvml.nvmlDeviceGetMinorNumber(device)
-        for process in (
-            *pynvml.nvmlDeviceGetComputeRunningProcesses(device),
-            *pynvml.nvmlDeviceGetGraphicsRunningProcesses(device),
-        ):
-            users[process.pid] = users.get(process.pid, frozenset()) | {minor}
+        try:
+            minor, pids = _users_of(index)
+        except pynvml.NVMLError as error:  # lost, or in reset: it hides nobody of the others
+            log.warning(line("NVML did not answer for a GPU", index=index, error=error))
+            continue
+        for pid in pids:
+            users[pid] = users.get(pid, frozenset()) | {minor}
     return users
+
+
+def _users_of(index: int) -> tuple[int, frozenset[int]]:
+    """Return a GPU's minor and who computes or draws on it."""
+    pynvml = _bindings()
+    device = pynvml.nvmlDeviceGetHandleByIndex(index)
+    processes = (
+        *pynvml.nvmlDeviceGetComputeRunningProcesses(device),
+        *pynvml.nvmlDeviceGetGraphicsRunningProcesses(device),
+    )
+    minor: int = pynvml.nvmlDeviceGetMinorNumber(device)
+    return minor, frozenset(process.pid for process in processes)
 
 
 def _mig_device(uuid: str) -> MigDevice:

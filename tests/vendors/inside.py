@@ -79,7 +79,7 @@ def picture(container_id: str) -> Picture:
             nodes[path] = _node(found)
         else:
             others.add(path)
-    return Picture(nodes, links, _mounts(process), frozenset(others))
+    return Picture(nodes, links, mounts_of(process), frozenset(others))
 
 
 def first_process(container_id: str) -> int:
@@ -113,7 +113,8 @@ def _node(found: os.stat_result) -> Node:
     return Node(number, oct(stat.S_IMODE(found.st_mode)), found.st_uid, found.st_gid)
 
 
-def _mounts(process: Path) -> dict[str, Mount]:
+def mounts_of(process: Path) -> dict[str, Mount]:
+    """Return what a process sees mounted, by path; the machine's /proc/PID says which."""
     mounts = {}
     for line in (process / "mountinfo").read_text().splitlines():
         fields = line.split()

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from devicemount_node_api import deviceplugin_pb2 as pb
+from devicemount_operator.shadow_pod import node_of
 from devicemount_testbed.api import MERGE_PATCH, Api, ApiError, Object, pod_path
 from devicemount_testbed.cluster import Testbed
 from vendors.node import NodeFiles
@@ -42,7 +43,7 @@ NEVER = str(2**64 - 1)
 HOOK_PATH = "/usr/local/vgpu"
 SLICES = 10  # of each GPU
 MEMORY_IDS = 2000  # of each GPU, one a MiB: the real plugin has some 80,000 of a large one
-WATCH_S = 0.02
+WATCH_S = 0.05  # each look lists pods, on all nodes at once
 SEED = 13
 
 
@@ -89,7 +90,8 @@ class Volcano:
         asked = f"/api/v1/pods?fieldSelector=spec.schedulerName%3D{SCHEDULER},spec.nodeName%3D"
         shuffle = random.Random(SEED).shuffle  # noqa: S311  nothing is to be kept secret
         while not self._stopped.wait(WATCH_S):
-            pods = [pod for pod in self.api.call("GET", asked)["items"] if _is_waiting(pod)]
+            found = self.api.call("GET", asked)["items"]
+            pods = [pod for pod in found if _is_waiting(pod) and _may_go(pod, self.node)]
             for pod in pods:
                 self._decide(pod)
             shuffle(pods)
@@ -187,6 +189,12 @@ def _is_waiting(pod: Object) -> bool:
     return not pod["spec"].get("schedulingGates") and "deletionTimestamp" not in pod["metadata"]
 
 
+def _may_go(pod: Object, node: str) -> bool:
+    """Tell whether the pod names that node, as a shadow pod does, or none."""
+    selected = pod["spec"].get("nodeSelector", {}).get("kubernetes.io/hostname", node)
+    return node == (node_of(pod) or selected)
+
+
 def _path_of(pod: Object) -> str:
     return pod_path(pod["metadata"]["namespace"], pod["metadata"]["name"])
 
@@ -203,7 +211,7 @@ def _unless_it_went() -> Iterator[None]:
 
 @contextmanager
 def volcano(testbed: Testbed, node: str, *, memory_ids: int = MEMORY_IDS) -> Iterator[Volcano]:
-    """Make the node a machine with GPUs in Volcano's care; its scheduler uses no other node."""
+    """Make the node a machine with GPUs in Volcano's care; this scheduler uses no other node."""
     gpus = tuple(minors())
     api = Api(testbed.kubeconfig)
     with driver(testbed, node) as files:

@@ -8,13 +8,15 @@ name the devices that our own pod's annotation names: the pod's as CRI shows it,
 
 import asyncio
 import re
+from fnmatch import fnmatchcase
 from typing import Protocol
 
 from devicemount_agent.allocation.said import Subject
 from devicemount_agent.container.cri import SandboxFacts
-from devicemount_agent.errors import AllocationUnknown, ReservationLost
+from devicemount_agent.errors import AllocationUnknown, ReservationLost, UnsupportedResource
+from devicemount_agent.logs import plain
 from devicemount_agent.model import PodUID
-from devicemount_agent.profiles.profile import DecidedBy
+from devicemount_agent.profiles.profile import DecidedBy, RefusedWith
 
 POLL_S = 0.02
 POLL_LIMIT_S = 0.5
@@ -31,12 +33,29 @@ async def check(sandboxes: Sandboxes, subject: Subject) -> None:
     """Wait for the pod's sandbox and compare.
 
     Raises ReservationLost if the answer is another pod's, or cannot be proven to be this one's: a
-    sandbox's annotations do not change, so the shadow pod is given back.
+    sandbox's annotations do not change, so the shadow pod is given back. Raises UnsupportedResource
+    where the profile refuses what a scheduler noted in the pod.
     """
-    decided_by = subject.profile.decided_by
-    if decided_by is None:
+    profile = subject.profile
+    if profile.decided_by is None and profile.refused_with is None:
         return
-    decided = decided_in(await _sandbox(sandboxes, subject.shadow_uid), decided_by)
+    sandbox = await _sandbox(sandboxes, subject.shadow_uid)
+    if profile.refused_with is not None:
+        _check_served(subject, sandbox, profile.refused_with)
+    if profile.decided_by is not None:
+        _check_decided(subject, sandbox, profile.decided_by)
+
+
+def _check_served(subject: Subject, sandbox: SandboxFacts, refused: RefusedWith) -> None:
+    for key in sorted(sandbox.annotations):
+        if any(fnmatchcase(key, glob) for glob in refused.annotations):
+            raise UnsupportedResource(
+                f"{subject.resource}: {refused.why}: the shadow pod bears {plain(key, limit=80)}"
+            )
+
+
+def _check_decided(subject: Subject, sandbox: SandboxFacts, decided_by: DecidedBy) -> None:
+    decided = decided_in(sandbox, decided_by)
     if not decided:
         raise ReservationLost(
             f"{subject.resource}: the shadow pod bears none of"
@@ -59,11 +78,20 @@ async def check(sandboxes: Sandboxes, subject: Subject) -> None:
 
 def _check_pod(subject: Subject, decided_by: DecidedBy) -> None:
     """Two pods may have slices of the same GPU: the directory tells for whom the answer is."""
-    for mount in subject.answer.mounts:
-        is_of_pod = mount.container_path == decided_by.pod_directory
-        if is_of_pod and subject.shadow_uid not in mount.host_path:
+    directory = decided_by.pod_directory
+    if directory is None:
+        return
+    mounted = [m.host_path for m in subject.answer.mounts if m.container_path == directory]
+    if not mounted:
+        raise ReservationLost(
+            f"{subject.resource}: the device plugin answered without a mount at {directory}, so"
+            " nothing tells for which pod: it is given back (podDirectory of profile"
+            f" {subject.profile.name})"
+        )
+    for host_path in mounted:
+        if subject.shadow_uid not in host_path:
             raise ReservationLost(
-                f"{subject.resource}: the device plugin answered with {mount.host_path}, which"
+                f"{subject.resource}: the device plugin answered with {host_path}, which"
                 " is another pod's: it is given back"
             )
 

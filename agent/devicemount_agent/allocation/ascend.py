@@ -12,9 +12,9 @@ from collections.abc import Iterable, Iterator
 from devicemount_agent.allocation.grafted import named, node_of
 from devicemount_agent.allocation.host import Host
 from devicemount_agent.allocation.resolver import Resolved
-from devicemount_agent.allocation.said import Subject
+from devicemount_agent.allocation.said import NO_EDITS, Subject
 from devicemount_agent.errors import AllocationUnknown
-from devicemount_agent.model import Access, DeviceNode
+from devicemount_agent.model import Access, DeviceNode, Edits
 from devicemount_agent.profiles.profile import Named
 
 VISIBLE = "ASCEND_VISIBLE_DEVICES"
@@ -26,6 +26,7 @@ _RANGE = re.compile(r"([0-9]{1,4})-([0-9]{1,4})")
 _ID = re.compile(
     r"[A-Za-z][A-Za-z0-9]*-([0-9]{1,4})(?:-[0-9]{1,4})?"
 )  # Ascend910-4, a share: ...-0-99
+_NODE = re.compile(r"/dev/davinci[0-9]+")
 _IS_310B = re.compile(r"huawei\.com/Ascend310B")
 
 SHARED = ("davinci_manager", "devmm_svm", "hisi_hdc")
@@ -72,6 +73,12 @@ class Ascend:
         is_310b = _IS_310B.match(subject.resource)
         shared = self._shared_310b(subject) if is_310b else self._shared(subject)
         return Resolved(own, tuple(shared))
+
+    def always(self) -> Edits:
+        return NO_EDITS
+
+    def count(self, nodes: Iterable[DeviceNode]) -> int:
+        return len({n.host_path for n in nodes if _NODE.fullmatch(n.host_path)})
 
     def _shared(self, subject: Subject) -> Iterator[DeviceNode]:
         for name in SHARED:

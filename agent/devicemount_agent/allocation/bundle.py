@@ -2,7 +2,9 @@
 """Reader `bundle`: the OCI spec with which the shadow container was started.
 
 A vendor's wrapper of runc edits this file before runc reads it, so it shows what neither the answer
-nor CRI does. What a hook did at the start it does not show: that is reader `live`'s.
+nor CRI does. What its hooks did is said as for CDI, whose hooks runtimes put here (hooks.py); what
+others did at the start it does not show: that is reader `live`'s, and so is all of Docker's, whose
+bundles are elsewhere.
 """
 
 import asyncio
@@ -13,7 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from devicemount_agent.allocation.cdi_spec import Hook
 from devicemount_agent.allocation.grafted import access_of, inside, mounted
+from devicemount_agent.allocation.hooks import Around, said_by
 from devicemount_agent.allocation.host import Host
 from devicemount_agent.allocation.said import LIBRARY_PATH, Said, Subject, joined
 from devicemount_agent.allocation.shown import (
@@ -72,10 +76,20 @@ class _Process(msgspec.Struct, frozen=True, kw_only=True):
     env: tuple[str, ...] = ()
 
 
+class _Hook(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    args: tuple[str, ...] = ()
+
+
+class _Hooks(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    create_container: tuple[_Hook, ...] = ()  # CDI's, and all of NVIDIA's that edit a container
+
+
 class _Spec(msgspec.Struct, frozen=True, kw_only=True):
     linux: _Linux = _Linux()
     mounts: tuple[_Mount, ...] = ()
     process: _Process = _Process()
+    hooks: _Hooks = _Hooks()
 
 
 class Bundle:
@@ -103,7 +117,7 @@ class Bundle:
         )
         if not nodes:
             return None
-        files = (
+        files = [
             mounted(
                 self._host,
                 subject.profile,
@@ -113,10 +127,20 @@ class Bundle:
             )
             for mount in spec.mounts
             if self._is_vendors(subject, mount, facts)
+        ]
+        env = {name: value for name, _, value in (x.partition("=") for x in spec.process.env)}
+        kept = tuple(EnvVar(name, value) for name, value in env.items() if name == LIBRARY_PATH)
+        around = Around(
+            device="the shadow pod's container",
+            host=self._host,
+            mounts=[mount for part in files for mount in part.edits.mounts],
+            env=env,
         )
-        env = (x.partition("=") for x in spec.process.env)
-        kept = tuple(EnvVar(name, value) for name, _, value in env if name == LIBRARY_PATH)
-        return joined(subject.resource, Said(nodes), *files, Said(edits=Edits(env=kept)))
+        hooked = [
+            said_by(Hook(hook_name="createContainer", path=hook.path, args=hook.args), around)
+            for hook in spec.hooks.create_container
+        ]
+        return joined(subject.resource, Said(nodes), *files, Said(edits=Edits(env=kept)), *hooked)
 
     def _spec(self, facts: ContainerFacts) -> _Spec | None:
         for state in self._states:
@@ -148,7 +172,7 @@ class Bundle:
         return (
             is_bind
             and is_vendors_mount(mount.destination, facts.mounts)
-            and is_mountable(subject, mount.source)
+            and is_mountable(self._host, subject, mount.source)
         )
 
 

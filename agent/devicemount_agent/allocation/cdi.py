@@ -10,7 +10,7 @@ version), so a spec that comes late is found by the next try.
 import asyncio
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from devicemount_agent.allocation.cdi_spec import (
     SPEC_LIMIT_BYTES,
     ContainerEdits,
     Device,
+    Mount,
     Node,
     Spec,
     is_qualified,
@@ -33,7 +34,7 @@ from devicemount_agent.allocation.grafted import (
 )
 from devicemount_agent.allocation.hooks import Around, said_by
 from devicemount_agent.allocation.host import Found, Host
-from devicemount_agent.allocation.said import Answer, Said, Subject, joined
+from devicemount_agent.allocation.said import Answer, Said, Subject, besides, joined
 from devicemount_agent.errors import AllocationUnknown, NotAllowed
 from devicemount_agent.kernel.files import beginning_of, regular_file
 from devicemount_agent.logs import line
@@ -45,6 +46,8 @@ NAMES_LIMIT = 256  # in one answer
 SUFFIXES = (".json", ".yaml")
 ANNOTATION_PREFIX = "cdi.k8s.io/"
 _DEFAULT_MODE = 0o666  # runc's for a node that neither spec nor host gives one
+_BINDS = frozenset({"", "none", "bind", "rbind"})  # types of what is of the node's own files
+_READ_ONLY = frozenset({"ro", "rro"})
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +61,21 @@ class Placed:
     device: Device
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What the spec files say."""
+
+    devices: Mapping[str, list[tuple[int, Placed]]]  # by qualified name, with the priority
+    ignored: tuple[str, ...]  # files that say nothing, each with the reason
+
+
 class Cdi:
     """The node's spec directories, lowest priority first."""
 
     def __init__(self, host: Host, directories: Iterable[Path]) -> None:
         self._host = host
         self._directories = tuple(directories)
-        self._parsed: dict[Path, tuple[tuple[int, int, int], Spec | None]] = {}
+        self._parsed: dict[Path, tuple[tuple[int, int, int], Spec | str]] = {}
 
     async def read(self, subject: Subject) -> Said | None:
         names = names_in(subject.answer)
@@ -73,21 +84,30 @@ class Cdi:
         return await asyncio.to_thread(self._resolved, subject, names)
 
     def _resolved(self, subject: Subject, names: tuple[str, ...]) -> Said:
-        known = self._devices()
-        parts: list[Said] = []
-        applied: set[Path] = set()
-        for name in names:
-            placed = self._one(name, known.get(name, []))
-            if placed.path not in applied:
-                applied.add(placed.path)
-                parts += self._applied(subject.profile, name, placed.spec.container_edits)
-            parts += self._applied(subject.profile, name, placed.device.container_edits)
+        edits = tuple(self._edits(names))
+        env = dict(subject.answer.envs)
+        for name, edit in edits:
+            env |= {variable.name: variable.value for variable in _variables(name, edit)}
+        parts = (part for name, e in edits for part in self._applied(subject, name, e, env=env))
         return joined(subject.resource, *parts)
 
-    def _one(self, name: str, found: list[tuple[int, Placed]]) -> Placed:
-        directories = ", ".join(map(str, self._directories))
+    def _edits(self, names: tuple[str, ...]) -> Iterator[tuple[str, ContainerEdits]]:
+        """Yield what is to be applied, each with the name for which it is."""
+        known = self._known()
+        applied: set[Path] = set()
+        for name in names:
+            placed = self._one(name, known)
+            if placed.path not in applied:
+                applied.add(placed.path)
+                yield name, placed.spec.container_edits
+            yield name, placed.device.container_edits
+
+    def _one(self, name: str, known: Known) -> Placed:
+        found = known.devices.get(name, [])
         if not found:
-            raise AllocationUnknown(f"no CDI spec in {directories} has {name} (yet)")
+            directories = ", ".join(map(str, self._directories))
+            ignored = besides("ignored", known.ignored)
+            raise AllocationUnknown(f"no CDI spec in {directories} has {name} (yet){ignored}")
         priorities = [priority for priority, _ in found]
         if len(set(priorities)) < len(priorities):
             files = ", ".join(str(placed.path) for _, placed in found)
@@ -96,23 +116,25 @@ class Cdi:
 
     # ---- spec files
 
-    def _devices(self) -> dict[str, list[tuple[int, Placed]]]:
+    def _known(self) -> Known:
         devices: dict[str, list[tuple[int, Placed]]] = {}
+        ignored: list[str] = []
         seen: set[Path] = set()
         for priority, directory in enumerate(self._directories):
             for path in _files(directory):
                 seen.add(path)
                 spec = self._spec(path)
-                if spec is None:
+                if isinstance(spec, str):
+                    ignored.append(f"{path}: {spec}")
                     continue
                 for device in spec.devices:
                     places = devices.setdefault(f"{spec.kind}={device.name}", [])
                     places.append((priority, Placed(path, spec, device)))
         self._parsed = {path: kept for path, kept in self._parsed.items() if path in seen}
-        return devices
+        return Known(devices, tuple(ignored))
 
-    def _spec(self, path: Path) -> Spec | None:
-        """Return a file's spec, None if it is broken: said once a version."""
+    def _spec(self, path: Path) -> Spec | str:
+        """Return a file's spec, or why it is none: logged once a version."""
         try:
             with regular_file(path) as fd:
                 facts = os.fstat(fd)
@@ -123,50 +145,55 @@ class Cdi:
                 raw = beginning_of(fd, limit_bytes=SPEC_LIMIT_BYTES + 1)
         except OSError as error:
             log.warning(line("could not read CDI spec", file=path, error=error))
-            return None
-        spec = None
+            return f"cannot be read: {error.strerror}"
+        spec: Spec | str
         try:
             spec = parse(raw, is_json=path.suffix == ".json")
         except ValueError as error:
             log.warning(line("ignored CDI spec", file=path, error=error))
+            spec = str(error)
         self._parsed[path] = (version, spec)
         return spec
 
     # ---- edits
 
-    def _applied(self, profile: Profile, name: str, edits: ContainerEdits) -> Iterator[Said]:
+    def _applied(
+        self, subject: Subject, name: str, edits: ContainerEdits, *, env: Mapping[str, str]
+    ) -> Iterator[Said]:
         """Yield what enters the container. Raises AllocationUnknown, NotAllowed."""
-        if edits.net_devices or edits.intel_rdt:
+        if edits.net_devices or edits.intel_rdt is not None:
             what = "netDevices" if edits.net_devices else "intelRdt"
             raise AllocationUnknown(f"{name}: its CDI {what} cannot enter a running container")
         if edits.additional_gids:
             log.info(line("left out groups", cdi=name, gids=list(edits.additional_gids)))
         try:
-            files = [
-                mounted(
-                    self._host,
-                    profile,
-                    mount.host_path,
-                    path=mount.container_path,
-                    read_only="ro" in mount.options,
-                )
-                for mount in edits.mounts
-            ]
-            nodes = Said(tuple(self._node(profile, node) for node in edits.device_nodes))
+            files = [self._mounted(subject.profile, mount) for mount in edits.mounts]
+            nodes = Said(tuple(self._node(subject.profile, node) for node in edits.device_nodes))
         except (AllocationUnknown, NotAllowed) as error:
             raise type(error)(f"{name}: {error}") from error
-        env = tuple(_variable(name, text) for text in edits.env)
         yield nodes
         yield from files
-        yield Said(edits=Edits(env=env))
-        around = Around(
-            name,
-            self._host,
-            mounts=[mount for part in files for mount in part.edits.mounts],
-            env={variable.name: variable.value for variable in env},
-        )
+        yield Said(edits=Edits(env=_variables(name, edits)))
+        mounts = [mount for part in files for mount in part.edits.mounts]
+        around = Around(name, self._host, mounts=mounts, env=env)
         for hook in edits.hooks:
             yield said_by(hook, around)
+
+    def _mounted(self, profile: Profile, mount: Mount) -> Said:
+        """Return a mount; what its options loosen, and how it propagates, is not for us."""
+        if mount.type not in _BINDS:
+            raise AllocationUnknown(
+                f"its CDI mount {mount.container_path} is of type {mount.type[:80]!r}: only files"
+                " of the node can be mounted into a running container"
+            )
+        return mounted(
+            self._host,
+            profile,
+            mount.host_path,
+            path=mount.container_path,
+            read_only=bool(_READ_ONLY.intersection(mount.options)),
+            no_exec="noexec" in mount.options,
+        )
 
     def _node(self, profile: Profile, spec: Node) -> DeviceNode:
         """Return a node as the CDI library fills in what is missing."""
@@ -237,6 +264,10 @@ def _kind(spec_type: str) -> str:
     if spec_type not in {"c", "u", "b"}:
         raise AllocationUnknown(f"a CDI node of type {spec_type!r} is no device")
     return "b" if spec_type == "b" else "c"
+
+
+def _variables(name: str, edits: ContainerEdits) -> tuple[EnvVar, ...]:
+    return tuple(_variable(name, text) for text in edits.env)
 
 
 def _variable(name: str, text: str) -> EnvVar:

@@ -14,7 +14,7 @@ from devicemount_agent.allocation.host import Found, Host
 from devicemount_agent.allocation.said import NODES_LIMIT, Said
 from devicemount_agent.errors import AllocationUnknown, NotAllowed
 from devicemount_agent.model import Access, BindMount, DeviceNode, DeviceNumber, Edits
-from devicemount_agent.profiles.paths import NEVER_NUMBERS, why_not_mounted
+from devicemount_agent.profiles.paths import NEVER_NUMBERS
 from devicemount_agent.profiles.profile import DEV, Profile
 
 
@@ -79,7 +79,15 @@ def check_number(number: DeviceNumber, path: str) -> None:
         raise NotAllowed(f"{path} is {number.kind} {number.major}:{number.minor}: never granted")
 
 
-def mounted(host: Host, profile: Profile, host_path: str, *, path: str, read_only: bool) -> Said:
+def mounted(
+    host: Host,
+    profile: Profile,
+    host_path: str,
+    *,
+    path: str,
+    read_only: bool,
+    no_exec: bool = False,
+) -> Said:
     """Return what a mount brings.
 
     A device node is not mounted (its number decides, not the mount): it is made like one, without
@@ -92,9 +100,10 @@ def mounted(host: Host, profile: Profile, host_path: str, *, path: str, read_onl
         found = host.find(host_path)
         if found.number() is not None:
             return Said(nodes=(node_of(profile, found, path=path, access=Access.NONE),))
-        if why := why_not_mounted(PurePosixPath(found.path), profile.allowed_mounts()):
+        if why := profile.why_not_mounted(found.path, host.moved):
             raise NotAllowed(f"mount {host_path} ({found.path}): {why}")
-        return Said(edits=Edits(mounts=(BindMount(path, found.path, read_only=read_only),)))
+        mount = BindMount(path, found.path, read_only=read_only, no_exec=no_exec)
+        return Said(edits=Edits(mounts=(mount,)))
 
 
 @contextmanager

@@ -7,7 +7,7 @@ could be what makes the device usable or safe, so it is refused by name.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 from devicemount_agent.allocation.cdi_spec import Hook
@@ -32,7 +32,7 @@ class Around:
     device: str  # qualified name, for messages
     host: Host
     mounts: Sequence[BindMount]  # that come with the hooks
-    env: Mapping[str, str] = field(default_factory=dict)  # that comes with them
+    env: Mapping[str, str]  # all that the container would have been started with
 
 
 def said_by(hook: Hook, around: Around) -> Said:

@@ -9,7 +9,7 @@ place where it ended, never about what was written.
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -54,8 +54,10 @@ class Found:
 class Host:
     """The node's files. Every method resolves anew and raises OSError with the path asked for."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, moved: Collection[PurePosixPath] = ()) -> None:
+        """`moved`: where this node, unlike others, has what commands it (own.py)."""
         self._root = root
+        self.moved = moved
 
     def find(self, path: str) -> Found:
         """Follow the path to its end."""

@@ -18,6 +18,7 @@ from devicemount_agent.allocation.host import Host
 from devicemount_agent.allocation.said import LIBRARY_PATH, NODES_LIMIT, Said, Subject, joined
 from devicemount_agent.allocation.shown import (
     Runtime,
+    is_asked,
     is_mountable,
     is_standard_node,
     is_vendors_mount,
@@ -64,7 +65,7 @@ class Live:
         nodes = tuple(
             node
             for path, number in view.nodes
-            if not is_standard_node(path)
+            if not is_standard_node(path) and not is_asked(path, facts.mounts)
             if (node := node_shown(self._host, subject, path, number)) is not None
         )
         if not nodes:
@@ -78,7 +79,7 @@ class Live:
                 read_only=mount.is_read_only,
             )
             for mount, source in self._sources(view, facts)
-            if is_mountable(subject, source)
+            if is_mountable(self._host, subject, source)
         )
         env = () if view.library_path is None else (EnvVar(LIBRARY_PATH, view.library_path),)
         return joined(subject.resource, Said(nodes), *files, Said(edits=Edits(env=env)))

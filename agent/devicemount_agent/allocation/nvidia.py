@@ -10,6 +10,7 @@ knows, which is asked here where there is one (`instances`).
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import ceil
 from typing import Protocol, TypeAlias
 
 from devicemount_agent.allocation.grafted import named, node_of
@@ -38,6 +39,13 @@ BESIDE = {  # variable: directory in /dev, names in it
 RW = Access.READ | Access.WRITE
 
 _NUMBER = re.compile(r"[0-9]{1,9}")
+_OF_A_DEVICE = {  # nodes, and how many of them one device has: a MIG device two capabilities
+    r".*/dev/nvidia[0-9]+": 1,
+    r".*/dev/nvidia-caps/nvidia-cap[0-9]+": 2,
+    r".*/dev/dri/card[0-9]+": 1,
+    r".*/dev/dri/renderD[0-9]+": 1,
+}
+_MIG_BY_INDEX = re.compile(r"[0-9]{1,9}:[0-9]{1,9}")  # GPU:MIG device of it
 _OLD_MIG = re.compile(r"MIG-(GPU-[0-9a-fA-F-]+)/([0-9]+)/([0-9]+)")
 
 
@@ -121,8 +129,18 @@ class NvidiaProc:
         shared += self._channels(subject)
         shared += self._beside(subject)
         shared += (self._node(subject, name) for name in CONTROL if self._place(name) is not None)
-        edits = Edits(links=tuple(links), overlaid=nvidia_params(self._host))
+        edits = Edits(links=tuple(links))
         return Resolved(tuple(dict.fromkeys(own)), tuple(dict.fromkeys(shared)), edits)
+
+    def always(self) -> Edits:
+        return Edits(overlaid=nvidia_params(self._host))
+
+    def count(self, nodes: Iterable[DeviceNode]) -> int:
+        places = {node.host_path for node in nodes}
+        return max(
+            ceil(sum(re.fullmatch(pattern, place) is not None for place in places) / each)
+            for pattern, each in _OF_A_DEVICE.items()
+        )
 
     # ---- what /proc says
 
@@ -263,6 +281,11 @@ def _gpu_of(name: str, gpus: list[Gpu]) -> Gpu:
         if int(name) < len(usable):
             return usable[int(name)]
         raise AllocationUnknown(f"there is no GPU with index {name} on this node")
+    if _MIG_BY_INDEX.fullmatch(name):
+        raise AllocationUnknown(
+            f"{name} names a MIG device by its place on its GPU, which /proc does not tell: let the"
+            " device plugin name it by its id (MIG-...), by CDI or by device nodes"
+        )
     for gpu in gpus:
         if gpu.uuid.lower() == name.lower():
             return gpu

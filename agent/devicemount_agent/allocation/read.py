@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from devicemount_agent.allocation.facts import Facts, ResourceFacts
 from devicemount_agent.allocation.kubelet import Checkpoint, Entry, Listing, PodResources
 from devicemount_agent.allocation.libraries import Libraries
-from devicemount_agent.allocation.said import Ask
+from devicemount_agent.allocation.said import NAMED, Ask
 from devicemount_agent.allocation.shown import HOLD
 from devicemount_agent.allocation.sources import ReaderSources
 from devicemount_agent.container.find import Container
-from devicemount_agent.errors import Insufficient, NodeUnavailable
+from devicemount_agent.errors import AllocationUnknown, Insufficient, NodeUnavailable
 from devicemount_agent.model import Concern, Device, DeviceID, PodUID, ResourceName
 from devicemount_agent.questions import Unanswered
 from devicemount_agent.requests import ShadowPod
 
 PROOF_PAUSE_S = 0.005  # doubled each time
 PROOF_PAUSE_LIMIT_S = 0.1
+LAST_WORD_S = 0.1  # before the deadline of who waits, who would hear nothing else
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,28 @@ class Allocation:
         """Return what is known of a resource before anything of it is reserved."""
         return self._facts.about(resource)
 
-    async def proven(self, shadow: ShadowPod, namespace: str, choice: Choice) -> None:
-        """Wait until List shows the choice under the shadow pod's name. Raises NodeUnavailable.
+    async def proven(
+        self, shadow: ShadowPod, namespace: str, choice: Choice, *, deadline: float
+    ) -> None:
+        """Wait until List shows the choice under the shadow pod's name.
 
         The kubelet tells of no change: it is asked again, soon at first (it allows 100 a second).
+        Where it shows the pod with other devices until just before the deadline (loop time), that
+        does not heal: AllocationUnknown. Raises NodeUnavailable, TimeoutError.
         """
         pause_s = PROOF_PAUSE_S
-        while not await self.holds(shadow, namespace, choice.ids()):
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, PROOF_PAUSE_LIMIT_S)
+        listing: Listing = {}
+        try:
+            async with asyncio.timeout_at(deadline - LAST_WORD_S):
+                while True:
+                    listing = await self._pod_resources.list()
+                    if is_shown(listing, namespace, shadow.name, choice.ids()):
+                        return
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PROOF_PAUSE_LIMIT_S)
+        except TimeoutError:
+            check_listed(listing, namespace, shadow.name, choice.ids())
+            raise
 
     async def holds(
         self, shadow: ShadowPod, namespace: str, ids: Mapping[ResourceName, frozenset[DeviceID]]
@@ -148,6 +162,29 @@ def is_shown(
     """Tell whether List shows exactly these ids in the shadow pod of that name."""
     given = listing.get((namespace, name), {}).get(HOLD, {})
     return all(given.get(resource, frozenset()) == wanted for resource, wanted in ids.items())
+
+
+def check_listed(
+    listing: Listing,
+    namespace: str,
+    name: str,
+    ids: Mapping[ResourceName, frozenset[DeviceID]],
+) -> None:
+    """Raise AllocationUnknown where List shows the shadow pod, with other ids than these."""
+    containers = listing.get((namespace, name), {})
+    for resource, wanted in ids.items():
+        given = containers.get(HOLD, {}).get(resource, frozenset())
+        if containers and given != wanted:
+            raise AllocationUnknown(
+                f"{resource}: the kubelet's checkpoint gives {_listed(wanted)} to the shadow pod"
+                f" {name}, and its PodResources API says {_listed(given)}"
+            )
+
+
+def _listed(ids: Iterable[DeviceID]) -> str:
+    ids = sorted(ids)
+    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
+    return (", ".join(ids[:NAMED]) or "nothing") + more
 
 
 def other_with(

@@ -43,6 +43,14 @@ class Resolver(Protocol):
         """Return what they mean. Raises AllocationUnknown, NotAllowed."""
         ...
 
+    def always(self) -> Edits:
+        """Return what comes with every device of the vendor, whatever source told its nodes."""
+        ...
+
+    def count(self, nodes: Iterable[DeviceNode]) -> int:
+        """Return how many devices these nodes are at least: control nodes are none."""
+        ...
+
 
 class Resolving:
     """All resolvers behind the one interface."""
@@ -66,6 +74,28 @@ class Resolving:
         resolved = await asyncio.to_thread(self._expected, subject)
         return resolved.own if resolved else ()
 
+    async def always(self, subject: Subject) -> Edits:
+        """Return what comes with every device, whatever source told its nodes."""
+        resolver = self._resolver(subject)
+        return await asyncio.to_thread(resolver.always) if resolver else NO_EDITS
+
+    def count(self, subject: Subject, nodes: Iterable[DeviceNode]) -> int:
+        """Return how many devices these nodes are at least, as far as that is known."""
+        resolver = self._resolver(subject)
+        return resolver.count(nodes) if resolver else 0
+
+    def unnamed(self, subject: Subject, nodes: Iterable[DeviceNode]) -> tuple[DeviceNode, ...]:
+        """Return those that come only with the name of a device, so not by being shown.
+
+        Without a resolver nobody can tell them from control nodes: all.
+        """
+        resolver = self._resolver(subject)
+        return tuple(node for node in nodes if resolver is None or resolver.count((node,)))
+
+    def _resolver(self, subject: Subject) -> Resolver | None:
+        node_map = subject.profile.node_map
+        return self._resolvers[node_map.resolver] if node_map else None
+
     def _resolved(self, subject: Subject) -> Resolved | None:
         return _agreed(subject, [self._meant(subject, by) for by in self._order(subject)])
 
@@ -82,9 +112,9 @@ class Resolving:
 
     def _meant(self, subject: Subject, by: Named) -> "_Meant | None":
         """Return what one kind of names means; None where it names nothing."""
-        if subject.profile.node_map is None:
+        resolver = self._resolver(subject)
+        if resolver is None:
             return None
-        resolver = self._resolvers[subject.profile.node_map.resolver]
         names = resolver.names(subject, by)
         return _Meant(by, names, resolver.resolve(subject, names)) if names else None
 
@@ -112,7 +142,8 @@ def _agreed(subject: Subject, meant: Iterable[_Meant | None]) -> Resolved | None
             raise Disagreement(
                 f"{subject.resource}: {first.by} ({_listed(first.names)}) and {other.by}"
                 f" ({_listed(other.names)}) name different devices:"
-                f" {paths(first.resolved.own)} and {paths(other.resolved.own)}"
+                f" {paths(first.resolved.own)} and {paths(other.resolved.own)}: another scheduler"
+                " (Volcano, HAMi) decides, or the answer is out of date"
             )
     return first.resolved
 

@@ -7,7 +7,7 @@ success. read.py asks the readers in the order of the profile and joins what the
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Protocol, TypeVar
@@ -16,8 +16,10 @@ from google.protobuf.message import DecodeError
 
 from devicemount_agent.allocation.kubelet import Entry
 from devicemount_agent.errors import AllocationUnknown
+from devicemount_agent.logs import plain
 from devicemount_agent.model import (
     Access,
+    BindMount,
     DeviceID,
     DeviceNode,
     Edits,
@@ -32,6 +34,8 @@ from devicemount_node_api import deviceplugin_pb2
 NODES_LIMIT = 1024  # of one resource: what a directory of nodes may hold
 EDITS_LIMIT = 1024  # mounts and links of one resource: NVIDIA's driver has some 100
 NAMED = 8  # paths in one message
+FAULTS_NAMED = 3  # of files
+FAULT_LIMIT = 256
 LIBRARY_PATH = "LD_LIBRARY_PATH"
 NO_EDITS = Edits()
 
@@ -58,6 +62,7 @@ class Subject:
     answer: Answer  # the device plugin's
     profile: Profile
     shadow_uid: PodUID
+    beside: int = 0  # devices of the pod's other resources that the same resolver names
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def joined(resource: ResourceName, *parts: Said) -> Said:
     said = Said(
         nodes,
         Edits(
-            mounts=_once(mount for e in edits for mount in e.mounts),
+            mounts=_one_a_source(mount for e in edits for mount in e.mounts),
             links=_once(link for e in edits for link in e.links),
             overlaid=_once(text for e in edits for text in e.overlaid),
             env=_variables(variable for e in edits for variable in e.env),
@@ -126,6 +131,14 @@ def _check(resource: ResourceName, said: Said) -> None:
         raise AllocationUnknown(f"{resource}: two things at {', '.join(twice[:NAMED])}")
 
 
+def besides(what: str, faults: Sequence[str]) -> str:
+    """Return the end of a message that names files which say nothing by their fault."""
+    named = [plain(fault, limit=FAULT_LIMIT) for fault in faults[:FAULTS_NAMED]]
+    if len(faults) > FAULTS_NAMED:
+        named.append(f"{len(faults) - FAULTS_NAMED} more")
+    return "".join(f"; {what} {fault}" for fault in named)
+
+
 def without(said: Said, *, env: Iterable[str]) -> Said:
     """Return it without the variables that these globs name."""
     globs = tuple(env)
@@ -143,6 +156,19 @@ def _one_a_path(resource: ResourceName, nodes: Iterable[DeviceNode]) -> tuple[De
         if node.access not in known.access:
             by_path[node.path] = replace(known, access=known.access | node.access)
     return tuple(by_path.values())
+
+
+def _one_a_source(mounts: Iterable[BindMount]) -> tuple[BindMount, ...]:
+    """Join what is mounted at one place twice: what one source takes away, stays away."""
+    known: dict[tuple[str, str], BindMount] = {}
+    for mount in mounts:
+        first = known.setdefault((mount.path, mount.host_path), mount)
+        known[mount.path, mount.host_path] = replace(
+            first,
+            read_only=first.read_only or mount.read_only,
+            no_exec=first.no_exec or mount.no_exec,
+        )
+    return tuple(known.values())
 
 
 def _once(things: "Iterable[_Thing]") -> "tuple[_Thing, ...]":

@@ -16,7 +16,6 @@ from devicemount_agent.allocation.said import Subject
 from devicemount_agent.container.cri import ContainerFacts
 from devicemount_agent.errors import AllocationUnknown
 from devicemount_agent.model import Access, ContainerID, DeviceNode, DeviceNumber, PodUID
-from devicemount_agent.profiles.paths import why_not_mounted
 
 HOLD = "hold"  # the container of a shadow pod that has the devices
 POLL_S = 0.02  # doubled each time; a container starts in some 300 ms
@@ -42,12 +41,22 @@ class Runtime(Protocol):
 
 
 async def running_hold(runtime: Runtime, uid: PodUID) -> ContainerFacts:
-    """Wait until the shadow pod's container runs. Raises NodeUnavailable."""
+    """Wait until the shadow pod's container runs.
+
+    Raises NodeUnavailable, and AllocationUnknown for one that may open everything: it has all
+    devices of the node, whichever were allocated to it.
+    """
     pause_s = POLL_S
     while True:
         container_id = await runtime.running(uid, HOLD)
         facts = await runtime.container(container_id) if container_id else None
         if facts is not None and facts.is_running and facts.pid > 0 and facts.pod_uid == uid:
+            if facts.runtime.allows_all:
+                raise AllocationUnknown(
+                    "the shadow pod's container is privileged, so it shows all devices of the node"
+                    " and not those that it was given: leave pods with the label"
+                    " devicemount.io/shadow out of what makes pods privileged"
+                )
             return facts
         await asyncio.sleep(pause_s)
         pause_s = min(2 * pause_s, POLL_LIMIT_S)
@@ -59,6 +68,12 @@ def is_standard_node(path: str) -> bool:
     )
 
 
+def is_asked(path: str, asked: Iterable[str]) -> bool:
+    """Tell whether something in a container came by a mount that the kubelet asked for."""
+    place = PurePosixPath(path)
+    return not {str(place), *map(str, place.parents)}.isdisjoint(asked)
+
+
 def is_vendors_mount(path: str, asked: Iterable[str]) -> bool:
     """Tell whether a mount in a container is neither every container's nor the kubelet's."""
     place = PurePosixPath(path)
@@ -68,10 +83,9 @@ def is_vendors_mount(path: str, asked: Iterable[str]) -> bool:
     return not is_standard and path not in set(asked)
 
 
-def is_mountable(subject: Subject, host_path: str) -> bool:
+def is_mountable(host: Host, subject: Subject, host_path: str) -> bool:
     """Tell whether what a runtime mounted is of the kind that we bring (not the node's own)."""
-    why = why_not_mounted(PurePosixPath(host_path), subject.profile.allowed_mounts())
-    return not why
+    return not subject.profile.why_not_mounted(host_path, host.moved)
 
 
 def node_shown(host: Host, subject: Subject, path: str, number: DeviceNumber) -> DeviceNode | None:

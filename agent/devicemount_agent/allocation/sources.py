@@ -8,7 +8,7 @@ sides in it. What nobody understood is AllocationUnknown, never a success withou
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from devicemount_agent.allocation import annotations
@@ -16,17 +16,20 @@ from devicemount_agent.allocation.annotations import Sandboxes
 from devicemount_agent.allocation.kubelet import Entry
 from devicemount_agent.allocation.resolver import Disagreement, Resolving, paths
 from devicemount_agent.allocation.said import (
+    NAMED,
     Ask,
     Reader,
     Said,
     Subject,
     answer_of,
+    besides,
     joined,
     without,
 )
 from devicemount_agent.errors import (
     AllocationUnknown,
     EnvFileNeeded,
+    NotAllowed,
     UnsupportedResource,
 )
 from devicemount_agent.model import Access, Device, DeviceNode
@@ -34,6 +37,7 @@ from devicemount_agent.profiles.profile import Profile, SourceName
 from devicemount_agent.profiles.store import Profiles
 
 TOLD: tuple[SourceName, ...] = ("checkpoint", "cdi")  # what the kubelet tells the runtime
+SHOWN: tuple[SourceName, ...] = ("bundle", "live")  # what the shadow pod's container has
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class ReaderSources:
 
     async def devices(self, entries: Iterable[Entry], ask: Ask) -> tuple[Device, ...]:
         """Return the devices of a shadow pod; an answer belongs to all of its ids."""
-        subjects = [self._subject(entry, ask) for entry in entries]
+        subjects = _together([self._subject(entry, ask) for entry in entries])
         for subject in subjects:  # what is refused, before anything is waited for
             _check_served(subject)
             _check_env(subject, subject.answer.envs, ask)
@@ -70,8 +74,9 @@ class ReaderSources:
         await annotations.check(self.sandboxes, subject)
         try:
             said = await self._said(subject)
-        except Disagreement as error:  # an error of ours; others know it by its class
-            raise AllocationUnknown(str(error)) from error
+        except (AllocationUnknown, NotAllowed) as error:
+            kind = NotAllowed if isinstance(error, NotAllowed) else AllocationUnknown
+            raise kind(f"{error}{self._rejected(subject)}") from error
         _check_env(subject, (variable.name for variable in said.edits.env), ask)
         said = without(said, env=subject.profile.ignore_env)
         return tuple(
@@ -92,7 +97,7 @@ class ReaderSources:
             said = joined(subject.resource, said, await self._otherwise(subject))
         if profile.confirm is not None:
             said = await self._confirmed(subject, said, by=profile.confirm)
-        return said
+        return joined(subject.resource, said, Said(edits=await self.resolving.always(subject)))
 
     async def _otherwise(self, subject: Subject) -> Said:
         """Ask those that are asked only while no node is known."""
@@ -108,9 +113,20 @@ class ReaderSources:
                 unsaid.append(f"{name}: {error}")
                 continue
             if said is not None and said.gives_device():
+                if name in SHOWN:
+                    self._check_count(subject, said, by=name)
                 return said
             unsaid.append(f"{name} shows no device")
         raise AllocationUnknown(self._nothing(subject, unsaid))
+
+    def _check_count(self, subject: Subject, said: Said, *, by: SourceName) -> None:
+        """Raise Disagreement where more devices are shown than the kubelet counts."""
+        shown = self.resolving.count(subject, said.nodes)
+        if shown > len(subject.ids) + subject.beside:
+            raise Disagreement(
+                f"{subject.resource}: the kubelet counts {', '.join(sorted(subject.ids)[:NAMED])}"
+                f" and the shadow pod has {paths(said.nodes)} ({by}), which is {shown} devices"
+            )
 
     async def _check_expected(self, subject: Subject, said: Said) -> None:
         expected = await self.resolving.expected(subject)
@@ -125,29 +141,56 @@ class ReaderSources:
         """Hold what is expected against what the running shadow container shows.
 
         One that shows no device of the resource was started without the vendor's runtime: then
-        there is nothing to compare.
+        there is nothing to compare. What it shows besides is what the vendor's runtime adds
+        (control nodes, libraries); another device of the resource is a contradiction.
         """
         observed = await self.readers[by].read(subject)
         if observed is None:
             return expected
-        if missing := _missing(expected.nodes, observed.nodes):
-            raise AllocationUnknown(
-                f"{subject.resource}: {paths(expected.nodes)} is expected and the shadow pod has"
-                f" {paths(observed.nodes)} ({by}), without {paths(missing)}"
-            )
+        both = (
+            f"{subject.resource}: {paths(expected.nodes)} is expected and the shadow pod has"
+            f" {paths(observed.nodes)} ({by})"
+        )
+        opened = (node for node in expected.nodes if node.access is not Access.NONE)
+        if missing := _missing(opened, observed.nodes):
+            raise AllocationUnknown(f"{both}, without {paths(missing)}")
         known = {node.path for node in expected.nodes}  # what may be done with them is known better
         more = tuple(node for node in observed.nodes if node.path not in known)
+        others = self.resolving.unnamed(subject, more)
+        if len(others) > subject.beside:
+            raise AllocationUnknown(
+                f"{both}, with {paths(others)}, which nothing says it was given"
+            )
+        more = tuple(node for node in more if node not in others)
         return joined(subject.resource, expected, Said(more, observed.edits))
 
     def _nothing(self, subject: Subject, unsaid: Iterable[str]) -> str:
-        """Return why nothing is known, with the profile that was meant to help, if it is bad."""
+        """Return why nothing is known."""
         answered = _kinds(subject)
         more = "".join(f"; {reason}" for reason in unsaid)
-        bad = "".join(f"; rejected: {fault}" for fault in self.profiles.faults(subject.resource))
         return (
             f"{subject.resource}: the device plugin answered {answered}, no device nodes{more}"
-            f" (profile {subject.profile.name}){bad}"
+            f" (profile {subject.profile.name})"
         )
+
+    def _rejected(self, subject: Subject) -> str:
+        """Return the profiles that were meant to help, or may have been, and are bad."""
+        return besides("rejected", [str(f) for f in self.profiles.faults(subject.resource)])
+
+
+def _together(subjects: list[Subject]) -> list[Subject]:
+    """Let each know how many devices the pod has of others, which its container shows as well."""
+
+    def beside(subject: Subject) -> int:
+        node_map = subject.profile.node_map
+        return sum(
+            len(other.ids)
+            for other in subjects
+            if other is not subject and node_map and other.profile.node_map
+            if other.profile.node_map.resolver == node_map.resolver
+        )
+
+    return [replace(subject, beside=beside(subject)) for subject in subjects]
 
 
 def _check_served(subject: Subject) -> None:

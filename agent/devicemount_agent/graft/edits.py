@@ -9,7 +9,7 @@ placed, verified and removed by what was planned. Order: mounts, then links; bac
 import stat
 from collections.abc import Collection, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 from devicemount_agent.errors import (
@@ -99,7 +99,7 @@ def _only_nodes(edits: Edits, mounted: Collection[DeviceNode]) -> Plan:
     what = "the node's kernel is older than 5.12"
     if mounted:
         raise UnsupportedRuntime(f"{what}: no device can be mounted, and none made in its /dev")
-    if edits != Edits():
+    if replace(edits, overlaid=()) != Edits():  # a text keeps programs from what is denied anyway
         raise UnsupportedRuntime(f"{what}: nothing but device nodes can be placed")
     return Plan(frozenset(), frozenset(), frozenset(), frozenset(), unshown=what)
 
@@ -232,8 +232,9 @@ class _Planner:
         path = self._placed(mount.path)
         if any(kernel in (path, *path.parents) for kernel in _KERNEL):
             raise PathConflict(f"{mount.path} is the kernel's: nothing is mounted there")
-        attributes = _SAFE | (MOUNT_ATTR_RDONLY if mount.read_only else 0)
-        self._add(path, mount.host_path, attributes)
+        read_only = MOUNT_ATTR_RDONLY if mount.read_only else 0
+        no_exec = MOUNT_ATTR_NOEXEC if mount.no_exec else 0
+        self._add(path, mount.host_path, _SAFE | read_only | no_exec)
 
     def add_text(self, overlaid: Overlaid) -> None:
         """Nothing where the container has no such file, or the runtime has put its own over it."""

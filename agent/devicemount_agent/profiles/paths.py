@@ -7,7 +7,7 @@ own secrets and the sockets that command it, whatever a plugin, a CDI spec or a 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import PurePosixPath
 
 # In these, of these and above these nothing is mounted into a container.
@@ -51,8 +51,24 @@ NEVER = tuple(
         ),
     )
 )
-# In these only what a profile's allowMounts names.
-BY_NAME = tuple(map(PurePosixPath, ("/etc", "/home", "/proc", "/sys")))
+# In these only what a profile names. Of /dev that is what programs of the node share: vendors mount
+# directories of their devices (/dev/dri/by-path), and no device on a mount of ours can be opened.
+BY_NAME = tuple(
+    map(
+        PurePosixPath,
+        (
+            "/dev/hugepages",
+            "/dev/mqueue",
+            "/dev/pts",
+            "/dev/shm",  # noqa: S108  # a place on the node
+            "/etc",
+            "/home",
+            "/proc",
+            "/sys",
+            "/var/home",  # where /home leads to on some systems
+        ),
+    )
+)
 
 TOP = 2  # parts of /usr, /dev: a whole tree of the node
 
@@ -100,21 +116,35 @@ _NEVER_NODE = re.compile(
 NEVER_NUMBERS = frozenset({("c", 1, 1), ("c", 1, 2), ("c", 1, 4), ("c", 1, 11)})
 
 
-def is_never(path: PurePosixPath) -> bool:
-    """Tell whether the path is one of the node's own, is in one, or has one in it."""
-    return any(path == own or own in path.parents or path in own.parents for own in NEVER)
+def is_never(path: PurePosixPath, moved: Collection[PurePosixPath] = ()) -> bool:
+    """Tell whether the path is one of the node's own, is in one, or has one in it.
+
+    `moved` are those which this node has elsewhere.
+    """
+    return any(
+        path == own or own in path.parents or path in own.parents for own in (*NEVER, *moved)
+    )
 
 
-def why_not_mounted(path: PurePosixPath, allowed: Iterable[PurePosixPath] | None) -> str:
+def why_not_mounted(
+    path: PurePosixPath,
+    *,
+    allowed: Collection[PurePosixPath] | None,
+    also: Collection[PurePosixPath],
+    moved: Collection[PurePosixPath],
+) -> str:
     """Return why this place of the node is not mounted into a container; "" if it may be."""
-    if is_never(path) or len(path.parts) <= TOP:
+    if is_never(path, moved) or len(path.parts) <= TOP:
         return "is the node's own"
+    if _is_in(path, also):
+        return ""
     if allowed is not None:
-        is_allowed = any(path == place or place in path.parents for place in allowed)
-        return "" if is_allowed else "is outside of the profile's allowMounts"
-    if any(path == place or place in path.parents for place in BY_NAME):
-        return "needs a profile whose allowMounts names it"
-    return ""
+        return "" if _is_in(path, allowed) else "is outside of the profile's allowMounts"
+    return "needs a profile whose alsoMounts names it" if _is_in(path, BY_NAME) else ""
+
+
+def _is_in(path: PurePosixPath, places: Collection[PurePosixPath]) -> bool:
+    return any(path == place or place in path.parents for place in places)
 
 
 def is_never_node(path: str) -> bool:

@@ -7,14 +7,20 @@ out are the safe choice: nodes below /dev that the answer names, and no director
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import PurePosixPath
 from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
-from devicemount_agent.profiles.paths import TOP, allowed_of_never, is_never, is_never_node
+from devicemount_agent.profiles.paths import (
+    TOP,
+    allowed_of_never,
+    is_never,
+    is_never_node,
+    why_not_mounted,
+)
 
 LIST_LIMIT = 64
 TEXT_LIMIT = 512
@@ -114,6 +120,13 @@ class When(_Model, frozen=True, kw_only=True):
             raise Misfit((), "must name env or mounts: else no answer meets it")
 
 
+class RefusedWith(_Model, frozen=True, kw_only=True):
+    """Annotations of the shadow pod with which the resource is not served."""
+
+    annotations: Annotated[tuple[Glob, ...], SOME]  # keys, with *
+    why: Text
+
+
 class NodeMap(_Model, frozen=True, kw_only=True):
     """How ids, or the answer's variables, become nodes where the answer names none."""
 
@@ -164,6 +177,7 @@ class Profile(_Model, frozen=True, kw_only=True):
     resources: Annotated[tuple[str, ...], Meta(min_length=1, max_length=LIST_LIMIT)]
     when: When | None = None
     refused: Text | None = None  # why the resource is not served at all
+    refused_with: RefusedWith | None = None
     counts_only: bool = False  # a number beside another resource, no device
     mounts_only: bool = False  # the answer's mounts are all there is of the device: it has no node
     source: Annotated[tuple[SourceName, ...], SOME] = ("checkpoint", "cdi")
@@ -174,6 +188,7 @@ class Profile(_Model, frozen=True, kw_only=True):
     serialised: Literal["none", "node"] = "none"  # one attach at a time
     allow_nodes: Annotated[tuple[NodePattern, ...], LIST] | None = None
     allow_mounts: Annotated[tuple[str, ...], LIST] | None = None
+    also_mounts: Annotated[tuple[str, ...], LIST] = ()  # besides these, or besides the default
     ignore_mounts: Globs = ()  # in the container
     ignore_env: Globs = ()
     env_critical: Globs = ()
@@ -185,6 +200,22 @@ class Profile(_Model, frozen=True, kw_only=True):
         _check_each(self.resources, _check_resource, "resources")
         _check_each(self.allow_nodes, _check_node_pattern, "allowNodes")
         _check_each(self.allow_mounts, _check_directory, "allowMounts")
+        _check_each(self.also_mounts, _check_directory, "alsoMounts")
+        self._check_when()
+
+    def _check_when(self) -> None:
+        """Refuse what is asked while there is no answer (yet, or any more) that could meet it."""
+        if self.when is None:
+            return
+        for field, is_there in (
+            ("serialised", self.serialised != "none"),
+            ("driverLibraries", self.driver_libraries is not None),
+            ("versionCheck", self.version_check is not None),
+        ):
+            if is_there:
+                raise Misfit(
+                    (field,), "has no effect beside when: it belongs into a profile without"
+                )
 
     def allows_node(self, host_path: str) -> bool:
         """Tell whether this place of the node, after symlinks, is one of the resource's."""
@@ -194,8 +225,15 @@ class Profile(_Model, frozen=True, kw_only=True):
             re.fullmatch(pattern, host_path) for pattern in self.allow_nodes
         )
 
-    def allowed_mounts(self) -> tuple[PurePosixPath, ...] | None:
-        return None if self.allow_mounts is None else tuple(map(PurePosixPath, self.allow_mounts))
+    def why_not_mounted(self, host_path: str, moved: Collection[PurePosixPath]) -> str:
+        """Return why this place of the node, after symlinks, does not enter a container."""
+        allowed = self.allow_mounts
+        return why_not_mounted(
+            PurePosixPath(host_path),
+            allowed=None if allowed is None else tuple(map(PurePosixPath, allowed)),
+            also=tuple(map(PurePosixPath, self.also_mounts)),
+            moved=moved,
+        )
 
     def ignores_mount(self, path: str) -> bool:
         return any(fnmatchcase(path, glob) for glob in self.ignore_mounts)

@@ -43,7 +43,7 @@ class Fault:
     path: Path
     line: int
     reason: str
-    resources: tuple[str, ...] = ()  # that it would have served, as far as can be told
+    resources: tuple[str, ...] = ()  # that it would have served; none: nobody can tell
 
     def __str__(self) -> str:
         return f"{self.path}:{self.line}: {self.reason}"
@@ -86,11 +86,11 @@ class Profiles:
         return max(usual, key=lambda p: p.closeness(resource), default=self._generic)
 
     def faults(self, resource: str) -> tuple[Fault, ...]:
-        """Return the rejected files that would have served a resource."""
+        """Return the rejected files that would have served a resource, or may have."""
         return tuple(
             fault
             for fault in self._now().faults
-            if any(fnmatchcase(resource, glob) for glob in fault.resources)
+            if not fault.resources or any(fnmatchcase(resource, glob) for glob in fault.resources)
         )
 
     def _now(self) -> Loaded:

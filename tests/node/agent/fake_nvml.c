@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // Stands in for NVIDIA's libnvidia-ml.so.1: two GPUs with minors 0 and 3; the process that
-// FAKE_NVML_PID names computes on the second; MIG-known is a device of the first. It never answers
-// where FAKE_NVML_HANGS exists.
+// FAKE_NVML_PID names computes on the second; MIG-known is a device of the first, which is
+// lost where FAKE_NVML_LOST exists. It never answers where FAKE_NVML_HANGS exists.
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { SUCCESS = 0, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7 };
+enum { SUCCESS = 0, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 
 struct process {
   unsigned pid;
@@ -25,6 +25,7 @@ int nvmlShutdown(void) { return SUCCESS; }
 const char *nvmlErrorString(int error) { return error == NOT_FOUND ? "Not Found" : "Error"; }
 int nvmlDeviceGetCount_v2(unsigned *count) { return *count = 2, SUCCESS; }
 int nvmlDeviceGetHandleByIndex_v2(unsigned index, void **device) {
+  if (index == 0 && getenv("FAKE_NVML_LOST")) return GPU_IS_LOST;
   return *device = &gpus[index], SUCCESS;
 }
 int nvmlDeviceGetMinorNumber(void *device, unsigned *minor) {

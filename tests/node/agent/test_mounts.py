@@ -123,7 +123,7 @@ def test_all_is_there_and_all_is_gone(graft: Graft, target: Box) -> None:
             graft.bind("/usr/lib/libcuda.so.1.2.3"),
             graft.bind("/lib/firmware/gsp.bin"),
             graft.bind("/etc/ld.so.preload"),
-            BindMount("/usr/local/driver", "/opt/driver", read_only=False),
+            BindMount("/usr/local/driver", "/opt/driver", read_only=False, no_exec=True),
             BindMount("/var/run/vendor.sock", "/run/vendor.sock", read_only=False),
         ),
         links=(Link("/usr/lib/libcuda.so.1", "libcuda.so.1.2.3"), Link("/lib/x/l", "../l")),
@@ -140,6 +140,8 @@ def test_all_is_there_and_all_is_gone(graft: Graft, target: Box) -> None:
     assert (root / "usr/lib/libcuda.so.1").readlink() == Path("libcuda.so.1.2.3")
     assert (root / "usr/local/driver/lib/libone.so").read_text() == "one"
     assert (root / "etc/ld.so.preload").read_text() == "host's /etc/ld.so.preload"
+    assert os.statvfs(root / "usr/local/driver").f_flag & os.ST_NOEXEC
+    assert not os.statvfs(libcuda).f_flag & os.ST_NOEXEC
     seen = target.inside.open("/usr/local/driver/lib/libone.so", os.O_WRONLY)
     target.inside.close(seen)
     with pytest.raises(OSError, match="Read-only"):
@@ -275,6 +277,14 @@ def test_where_nothing_is_mounted(
     assert tree(root / "dev") == before
 
 
+def test_symlinks_without_end_are_not_followed_for_ever(graft: Graft, box: Box) -> None:
+    (box.root / "there").symlink_to("/and-back")
+    (box.root / "and-back").symlink_to("there/.")
+    source = graft.host("/usr/lib/file")
+    with pytest.raises(PathConflict, match="/there/file leads over more than 8 symlinks"):
+        graft.put(box, Edits(mounts=(BindMount("/there/file", source, read_only=True),)))
+
+
 def test_a_directory_with_a_volume_in_it_is_not_covered(graft: Graft, box: Box) -> None:
     (box.root / "opt/app/data").mkdir(parents=True)
     box.inside.tell("mount", "tmpfs", "/opt/app/data", "tmpfs", 0)
@@ -316,6 +326,8 @@ def test_an_older_kernel_gets_device_nodes_only(
 ) -> None:
     monkeypatch.setattr(edits, "has_mount_setattr", lambda: False)
     assert "older than 5.12" in graft.put(box, Edits()).unshown
+    text = Overlaid("/proc/driver/nvidia/params", "ModifyDeviceFiles: 0\n")
+    assert graft.put(box, Edits(overlaid=(text,))).bound == frozenset()  # devices come without it
     with pytest.raises(UnsupportedRuntime, match=r"older than 5\.12"):
         graft.put(box, Edits(links=(Link("/l", "x"),)))
 

@@ -66,6 +66,15 @@ def test_only_the_asked_gpu_counts(node: Path, monkeypatch: pytest.MonkeyPatch) 
     assert library.users({DeviceNumber("c", MAJOR + 1, 3)}) == {}
 
 
+def test_a_gpu_that_is_lost_hides_nobody_of_the_others(
+    node: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("FAKE_NVML_PID", "7")
+    monkeypatch.setenv("FAKE_NVML_LOST", "1")
+    assert Nvml(node).users({GPU}) == {7: frozenset({GPU})}
+    assert "NVML did not answer for a GPU" in caplog.text
+
+
 def test_a_mig_id_is_told_with_its_gpu_and_instances(node: Path) -> None:
     library = Nvml(node)
     assert library.mig_device("MIG-known") == MigDevice("GPU-zero", 5, 1)

@@ -4,7 +4,7 @@
 import os
 import stat
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -128,12 +128,31 @@ async def test_two_devices_at_one_path_are_not_guessed_about(node: Path) -> None
         ("/var/lib", "is the node's own"),
         ("/opt", "is the node's own"),
         ("/", "is the node's own"),
-        ("/etc/passwd", "needs a profile whose allowMounts names it"),
+        ("/etc/passwd", "needs a profile whose alsoMounts names it"),
+        ("/dev/shm", "needs a profile whose alsoMounts names it"),
+        ("/data/kubelet/pods", "is the node's own"),
+        ("/data/kubelet", "is the node's own"),
     ],
 )
 async def test_what_is_the_nodes_own_is_not_mounted(node: Path, host: str, message: str) -> None:
+    (node / "dev/shm").mkdir()
+    (node / "data/kubelet/pods").mkdir(parents=True)
+    moved = Host(node, moved=[PurePosixPath("/data/kubelet")])
     with pytest.raises(NotAllowed, match=message):
-        await read(node, mount(host))
+        await Answered(moved).read(subject(mount(host)))
+
+
+async def test_what_a_profile_names_besides_is_mounted_and_nothing_else_of_it(node: Path) -> None:
+    profile = Profile(name="x", resources=("x",), also_mounts=("/etc/passwd",))
+    said = await read(node, mount("/etc/passwd"), profile)
+    assert [m.host_path for m in said.edits.mounts] == ["/etc/passwd"]
+    assert (await read(node, mount("/opt/vendor/lib.so"), profile)).edits.mounts
+    narrow = Profile(
+        name="x", resources=("x",), allow_mounts=("/srv/x",), also_mounts=("/etc/passwd",)
+    )
+    assert (await read(node, mount("/etc/passwd"), narrow)).edits.mounts
+    with pytest.raises(NotAllowed, match="is outside of the profile's allowMounts"):
+        await read(node, mount("/opt/vendor/lib.so"), narrow)
 
 
 async def test_a_mount_is_what_the_link_leads_to(node: Path) -> None:

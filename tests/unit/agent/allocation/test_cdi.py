@@ -3,6 +3,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import stat
 from collections.abc import Mapping
@@ -32,10 +33,16 @@ def cdi_on(root: Path) -> Cdi:
     return Cdi(Host(root), (root / "etc/cdi", root / "var/run/cdi"))
 
 
-async def read(root: Path, *names: str, resource: str = "example.com/gadget") -> Said:
-    answer = Answer(cdi_devices=[deviceplugin_pb2.CDIDevice(name=name) for name in names])
+async def read(
+    root: Path,
+    *names: str,
+    resource: str = "example.com/gadget",
+    env: Mapping[str, str] | None = None,
+) -> Said:
+    cdi_devices = [deviceplugin_pb2.CDIDevice(name=name) for name in names]
+    answer = Answer(cdi_devices=cdi_devices, envs=env)
     name = ResourceName(resource)
-    profile = shipped_profiles().usual(name)
+    profile = shipped_profiles().of(name, answer.envs, ())
     subject = Subject(name, frozenset({DeviceID("g0")}), answer, profile, SHADOW.uid)
     said = await cdi_on(root).read(subject)
     assert said is not None
@@ -87,6 +94,42 @@ async def test_what_nvidia_ctk_writes_is_read(tmp_path: Path, case: Mapping[str,
     assert len(said.edits.mounts) == len(CTK["spec"]["containerEdits"]["mounts"])
 
 
+# What of the node changed since nvidia-ctk wrote the spec, and what we say. In the first case a
+# container engine makes the node by the numbers of the spec, which are no driver's any more.
+# The second it refuses as we do, when it makes the container.
+CHANGES = {
+    "stale major": (
+        [{"path": "/dev/nvidia-uvm", "major": 508, "minor": 0}],
+        [],
+        "/dev/nvidia-uvm is 510:0 in the CDI spec and 508:0 on the node: the spec is out of date",
+    ),
+    "node gone": (
+        [],
+        ["/dev/nvidia-caps/nvidia-cap336"],
+        "/dev/nvidia-caps/nvidia-cap336 does not exist on the node",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CTK["cases"] if "nodes" not in c["expected"]], ids=lambda c: str(c["name"])
+)
+async def test_what_nvidia_ctk_wrote_and_is_no_more_so_is_refused(
+    tmp_path: Path, case: Mapping[str, Any]
+) -> None:
+    made, gone, message = CHANGES[case["name"]]
+    vendors.make_root(tmp_path, "nvidia")
+    for mount in CTK["spec"]["containerEdits"]["mounts"]:
+        vendors.write(tmp_path, mount["hostPath"], "")
+    for node in made:
+        vendors.make_node(tmp_path, node)
+    for path in gone:
+        (tmp_path / path.lstrip("/")).unlink()
+    place(tmp_path, CTK["spec"], "/var/run/cdi/nvidia.yaml")
+    with pytest.raises(AllocationUnknown, match=message):
+        await read(tmp_path, *case["input"]["cdi_devices"], resource="nvidia.com/gpu")
+
+
 async def test_what_nvidias_own_generator_wrote_is_read(tmp_path: Path) -> None:
     vendors.make_root(tmp_path, "nvidia")
     written = json.loads((vendors.DATA.parent / "cdi/nvidia-nvcdi.json").read_text())
@@ -108,6 +151,130 @@ async def test_what_nvidias_own_generator_wrote_is_read(tmp_path: Path) -> None:
     assert links["/usr/lib/x86_64-linux-gnu/libcuda.so.1"] == "libcuda.so.575.57.08"
     assert links["/dev/dri/by-path/pci-0000:17:00.0-card"] == "../card1"
     assert [text.path for text in said.edits.overlaid] == ["/proc/driver/nvidia/params"]
+
+
+# Where NVIDIA's toolkit looks for the driver's configuration first (internal/discover/graphics.go,
+# gds.go, internal/lookup/root), and at other places only where it is not there.
+CONFIGS = (
+    "/etc/OpenCL/vendors/nvidia.icd",
+    "/etc/X11/xorg.conf.d/10-nvidia.conf",
+    "/etc/X11/xorg.conf.d/nvidia-drm-outputclass.conf",
+    "/etc/cufile.json",
+    "/etc/egl/egl_external_platform.d/09_nvidia_wayland2.json",
+    "/etc/egl/egl_external_platform.d/10_nvidia_wayland.json",
+    "/etc/egl/egl_external_platform.d/15_nvidia_gbm.json",
+    "/etc/egl/egl_external_platform.d/20_nvidia_xcb.json",
+    "/etc/egl/egl_external_platform.d/20_nvidia_xlib.json",
+    "/etc/glvnd/egl_vendor.d/10_nvidia.json",
+    "/etc/nvidia/current/nvidia-drm-outputclass.conf",
+    "/etc/nvidia/nvoptix.bin",
+    "/etc/vulkan/icd.d/nvidia_icd.json",
+    "/etc/vulkan/icd.d/nvidia_icd.x86_64.json",
+    "/etc/vulkan/icd.d/nvidia_layers.json",
+    "/etc/vulkan/implicit_layer.d/nvidia_layers.json",
+)
+
+
+@pytest.mark.parametrize(
+    ("resource", "env"),
+    [
+        ("nvidia.com/gpu", {}),
+        ("nvidia.com/gpu", {"CUDA_DEVICE_MEMORY_LIMIT_0": "1m"}),
+        ("volcano.sh/vgpu-number", {"CUDA_DEVICE_MEMORY_LIMIT_0": "1m"}),
+    ],
+    ids=["nvidia", "hami", "volcano"],
+)
+async def test_the_drivers_configuration_comes_from_etc_too(
+    tmp_path: Path, resource: str, env: dict[str, str]
+) -> None:
+    vendors.make_root(tmp_path, "nvidia")
+    library = "/usr/lib/x86_64-linux-gnu/libcuda.so.575.57.08"
+    options = ["ro", "nosuid", "nodev", "rbind", "rprivate"]
+    for path in (*CONFIGS, library, "/etc/nvidia/ClientConfigToken/client.tok"):
+        vendors.write(tmp_path, path, "")
+    mounts = [
+        {"hostPath": path, "containerPath": path, "options": options}
+        for path in (*CONFIGS, library)
+    ]
+    nodes = [{"path": "/dev/nvidia0"}]
+    place(tmp_path, spec({"mounts": mounts, "deviceNodes": nodes}))
+    said = await read(tmp_path, NAME, resource=resource, env=env)
+    assert {m.host_path for m in said.edits.mounts} == {*CONFIGS, library}
+    assert all(m.read_only for m in said.edits.mounts)
+    mounts[0]["hostPath"] = "/etc/nvidia/ClientConfigToken/client.tok"
+    place(tmp_path, spec({"mounts": mounts, "deviceNodes": nodes}))
+    with pytest.raises(NotAllowed, match="needs a profile whose alsoMounts names it"):
+        await read(tmp_path, NAME, resource=resource, env=env)
+
+
+@pytest.mark.parametrize(
+    ("options", "read_only", "no_exec"),
+    [
+        ([], False, False),
+        (["rw", "bind"], False, False),
+        (["ro", "nosuid", "nodev", "rbind", "rprivate"], True, False),
+        (["nosuid", "nodev", "rbind", "rprivate", "noexec"], False, True),
+        (["rro", "noexec"], True, True),
+    ],
+    ids=["none", "writable", "nvidia's files", "nvidia's sockets", "read-only with all below"],
+)
+async def test_what_the_options_of_a_mount_take_away_stays_away(
+    node: Path, options: list[str], *, read_only: bool, no_exec: bool
+) -> None:
+    one = {
+        "hostPath": "/usr/lib/vendor",
+        "containerPath": "/opt/g",
+        "options": options,
+        "type": "bind",
+    }
+    place(node, spec(mounts=[one], deviceNodes=[{"path": "/dev/g0"}]))
+    (mount,) = (await read(node, NAME)).edits.mounts
+    assert (mount.read_only, mount.no_exec) == (read_only, no_exec)
+    both = [one, {**one, "options": ["ro", "noexec"]}]
+    place(node, spec(mounts=both, deviceNodes=[{"path": "/dev/g0"}]))
+    (mount,) = (await read(node, NAME)).edits.mounts
+    assert (mount.read_only, mount.no_exec) == (True, True)
+
+
+async def test_groups_are_left_out_and_logged(node: Path, caplog: pytest.LogCaptureFixture) -> None:
+    place(node, spec(additionalGids=[44, 109], deviceNodes=[{"path": "/dev/g0"}]))
+    with caplog.at_level(logging.INFO):
+        assert len((await read(node, NAME)).nodes) == 1
+    assert f"left out groups cdi='{NAME}' gids='[44, 109]'" in caplog.text
+
+
+async def test_a_limit_of_memory_is_refused_wherever_it_was_said(node: Path) -> None:
+    limits = hook("apply-cuda-memory-limits", "--gpu-id", "GPU-1")
+    plain = {"deviceNodes": [{"path": "/dev/g0"}], "hooks": [limits]}
+    place(node, spec(**plain))
+    assert (await read(node, NAME, env={"OTHER": "1"})).nodes
+    with pytest.raises(AllocationUnknown, match="apply-cuda-memory-limits"):
+        await read(node, NAME, env={"NVIDIA_GPU_MEMORY_LIMIT": "1"})
+    place(node, spec({"env": ["NVIDIA_GPU_MEMORY_REQUEST=1"]}, **plain))
+    with pytest.raises(AllocationUnknown, match="apply-cuda-memory-limits"):
+        await read(node, NAME)
+    place(node, spec({"hooks": [limits]}, env=["NVIDIA_GPU_MEMORY_LIMIT=1"]))
+    with pytest.raises(AllocationUnknown, match="apply-cuda-memory-limits"):
+        await read(node, NAME)
+
+
+async def test_a_spec_that_is_ignored_is_named_by_who_misses_its_device(node: Path) -> None:
+    place(node, {**spec(), "cdiVersion": "1.2.0"}, "/etc/cdi/new.json")
+    vendors.write(node, "/var/run/cdi/broken.yaml", "[")
+    (node / "var/run/cdi/gone.json").symlink_to("nowhere")
+    with pytest.raises(AllocationUnknown) as refused:
+        await read(node, NAME)
+    for told in (
+        f"has {NAME} (yet); ignored ",
+        "/etc/cdi/new.json: cdiVersion 1.2.0 is not known (up to 1.1.0)",
+        "/var/run/cdi/broken.yaml: ",
+        "/var/run/cdi/gone.json: cannot be read",
+    ):
+        assert told in str(refused.value)
+    for number in range(3):
+        vendors.write(node, f"/etc/cdi/a{number}.json", "{}")
+    with pytest.raises(AllocationUnknown, match=r"a2.json: .*; ignored 3 more$"):
+        await read(node, NAME)
 
 
 async def test_spec_edits_come_once_and_before_the_devices(node: Path) -> None:
@@ -272,6 +439,11 @@ async def test_a_hook_that_changes_nothing_here_is_left_out(
         ({"hooks": [hook("create-symlinks", "--link", "a::../b")]}, "is no path in a container"),
         ({"netDevices": [{"hostInterfaceName": "eth1", "name": "net1"}]}, "its CDI netDevices"),
         ({"intelRdt": {"closID": "a"}}, "its CDI intelRdt"),
+        ({"intelRdt": {}}, "its CDI intelRdt"),
+        (
+            {"mounts": [{"hostPath": "tmpfs", "containerPath": "/dev/shm", "type": "tmpfs"}]},
+            r"g0: its CDI mount /dev/shm is of type 'tmpfs': only files of the node",
+        ),
         ({"env": ["NO_VALUE"]}, "is no variable"),
     ],
 )

@@ -124,6 +124,32 @@ def test_a_target_without_the_drivers_libraries_is_told_what_to_do(
 
 
 @pytest.mark.parametrize(
+    ("resource", "missing"),
+    [
+        ("volcano.sh/vgpu-number", "libcuda.so.1, libnvidia-ml.so.1: start it under NVIDIA's"),
+        ("huawei.com/Ascend910", "libdcmi.so: start it under the Ascend runtime class"),
+        ("huawei.com/npu", "libdcmi.so: start it under the Ascend runtime class"),
+    ],
+)
+def test_other_vendors_targets_without_libraries_are_told_too(
+    tmp_path: Path, target: Target, resource: str, missing: str
+) -> None:
+    (concern,) = concerns(tmp_path, target, resource)
+    assert concern.reason == "LibrariesMissing"
+    assert f"the container has no {missing}" in concern.message
+
+
+@pytest.mark.parametrize("directory", ["/usr/local/dcmi", "/usr/lib/aarch64-linux-gnu"])
+@pytest.mark.parametrize("resource", ["huawei.com/Ascend910", "huawei.com/npu"])
+def test_ascends_libraries_are_found_where_its_runtime_mounts_them(
+    tmp_path: Path, target: Target, directory: str, resource: str
+) -> None:
+    vendors.write(tmp_path / "container", f"{directory}/libdcmi.so", "")
+    assert concerns(tmp_path, target, resource) == ()
+
+
+@pytest.mark.parametrize("resource", ["nvidia.com/gpu", "volcano.sh/vgpu-number"])
+@pytest.mark.parametrize(
     ("version", "expected"),
     [
         ("575.57.08", ()),
@@ -139,7 +165,7 @@ def test_a_target_without_the_drivers_libraries_is_told_what_to_do(
     ],
 )
 def test_libraries_must_fit_the_kernel_module(
-    tmp_path: Path, target: Target, version: str, expected: tuple[Concern, ...]
+    tmp_path: Path, target: Target, version: str, expected: tuple[Concern, ...], resource: str
 ) -> None:
     vendors.make_root(tmp_path, "nvidia")
     root = tmp_path / "container"
@@ -147,7 +173,7 @@ def test_libraries_must_fit_the_kernel_module(
     for name in ("libcuda", "libnvidia-ml"):
         vendors.write(root, f"{directory}/{name}.so.{version}", "")
         vendors.make_link(root, f"{directory}/{name}.so.1", f"{directory}/{name}.so.{version}")
-    assert concerns(tmp_path, target, "nvidia.com/gpu") == expected
+    assert concerns(tmp_path, target, resource) == expected
 
 
 def test_a_link_out_of_the_container_is_followed_inside_it(tmp_path: Path, target: Target) -> None:

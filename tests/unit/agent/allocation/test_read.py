@@ -1,23 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joining the kubelet's two sources."""
 
+import asyncio
 import base64
 import json
+from dataclasses import dataclass
+from typing import cast
 
 import pytest
 
-from devicemount_agent.allocation.kubelet import Entry, Listing, parse_checkpoint
+from devicemount_agent.allocation.facts import Facts
+from devicemount_agent.allocation.kubelet import (
+    Checkpoint,
+    Entry,
+    Listing,
+    PodResources,
+    parse_checkpoint,
+)
+from devicemount_agent.allocation.libraries import Libraries
 from devicemount_agent.allocation.read import (
+    LAST_WORD_S,
+    Allocation,
+    Choice,
     choice_of,
     is_shown,
     other_with,
 )
+from devicemount_agent.allocation.sources import ReaderSources
 from devicemount_agent.errors import (
+    AllocationUnknown,
     DeviceMountError,
     Insufficient,
     NodeUnavailable,
 )
 from devicemount_agent.model import DeviceID, PodUID, ResourceName
+from devicemount_agent.requests import ShadowPod
 
 GPU = ResourceName("example.com/gpu")
 NIC = ResourceName("example.com/nic")
@@ -32,6 +49,16 @@ def entry(
     *names: str, uid: str = UID, container: str = "hold", resource: ResourceName = GPU
 ) -> Entry:
     return Entry(PodUID(uid), container, resource, ids(*names), b"")
+
+
+@dataclass
+class Always:
+    """A kubelet whose List says one thing."""
+
+    listing: Listing
+
+    async def list(self) -> Listing:
+        return self.listing
 
 
 def test_a_checkpoint_is_read_as_the_kubelet_writes_it() -> None:
@@ -136,6 +163,39 @@ def test_list_must_show_the_name_with_the_very_ids(
     shown: bool,
 ) -> None:
     assert is_shown(LISTING, namespace, name, wanted) is shown
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "message"),
+    [
+        (
+            "dm-a-b-0",
+            ids("gpu-8"),
+            "gives gpu-8 to the shadow pod dm-a-b-0, and its PodResources API says gpu-0",
+        ),
+        ("dm-a-b-0", ids("gpu-0", "gpu-8"), "gives gpu-0, gpu-8 to .* API says gpu-0"),
+        ("dm-a-b-2", ids("gpu-0"), "API says nothing"),
+        ("dm-a-b-1", ids("gpu-0"), None),
+    ],
+    ids=["another device", "one of two", "none of them", "not listed (yet)"],
+)
+async def test_what_lasts_between_the_kubelets_two_sources_is_told_with_both_sides(
+    name: str, wanted: frozenset[DeviceID], message: str | None
+) -> None:
+    """Before the deadline of who asks, who would wait for what does not heal."""
+    listing = {**LISTING, ("team-a", "dm-a-b-2"): {"hold": {}}}
+    allocation = Allocation(
+        cast(Checkpoint, None),
+        cast(PodResources, Always(listing)),
+        sources=cast(ReaderSources, None),
+        libraries=cast(Libraries, None),
+        facts=cast(Facts, None),
+    )
+    deadline = asyncio.get_running_loop().time() + LAST_WORD_S + 0.02
+    shadow, choice = ShadowPod(UID, name), Choice((Entry(UID, "hold", GPU, wanted, b""),))
+    with pytest.raises(AllocationUnknown if message else TimeoutError, match=message):
+        await allocation.proven(shadow, "team-a", choice, deadline=deadline)
+    assert asyncio.get_running_loop().time() < deadline
 
 
 def test_another_pod_with_one_of_the_devices_is_found() -> None:

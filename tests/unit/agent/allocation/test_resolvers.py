@@ -125,8 +125,7 @@ def test_ascends_names_are_resolved_by_their_numbers(
 
 def test_programs_are_told_not_to_make_device_nodes(tmp_path: Path) -> None:
     vendors.make_root(tmp_path, "nvidia")
-    asked = subject({"input": {"env": {"NVIDIA_VISIBLE_DEVICES": "0"}}}, "nvidia.com/gpu")
-    (text,) = resolved(NvidiaProc(Host(tmp_path)), asked).edits.overlaid
+    (text,) = NvidiaProc(Host(tmp_path)).always().overlaid
     before = (tmp_path / "proc/driver/nvidia/params").read_text()
     assert text.path == "/proc/driver/nvidia/params"
     assert text.text == before.replace("ModifyDeviceFiles: 1", "ModifyDeviceFiles: 0")
@@ -138,6 +137,7 @@ def test_programs_are_told_not_to_make_device_nodes(tmp_path: Path) -> None:
         ("GPU-3f2a9c1e\n", "no such GPU"),
         ("../../etc", "no such GPU"),
         ("99", "no GPU with index 99"),
+        ("0:1", "0:1 names a MIG device by its place on its GPU"),
         ("MIG-GPU-c9e1f356-7a28-4d0b-85f4-6b3d2c19e0a7/7", "cannot be resolved"),
         ("0,", "no such GPU"),
     ],

@@ -12,10 +12,11 @@ import vendor_answers as vendors
 from devicemount_agent.allocation import live
 from devicemount_agent.allocation.bundle import TASKS, Bundle
 from devicemount_agent.allocation.host import Host
-from devicemount_agent.allocation.live import source_of, view_of
+from devicemount_agent.allocation.live import Live, View, source_of, view_of
 from devicemount_agent.allocation.said import Answer, Said, Subject
 from devicemount_agent.allocation.shown import is_standard_node, is_vendors_mount, node_shown
 from devicemount_agent.container.cri import ContainerFacts
+from devicemount_agent.container.runtimes import RuntimeFacts
 from devicemount_agent.errors import AllocationUnknown, NotAllowed
 from devicemount_agent.graft.mountinfo import Mounted, parsed
 from devicemount_agent.kernel.files import closing
@@ -122,6 +123,38 @@ async def test_a_bundle_shows_devices_and_what_was_mounted_beyond_the_request(no
     assert said.edits.env == (EnvVar("LD_LIBRARY_PATH", "/opt/vendor"),)
 
 
+def hook(name: str, *arguments: str) -> dict[str, Any]:
+    return {"path": "/usr/bin/nvidia-cdi-hook", "args": ["nvidia-cdi-hook", name, *arguments]}
+
+
+async def test_what_a_bundles_hooks_would_have_done_is_said(node: Path) -> None:
+    vendors.write(node, "/opt/vendor/libg.so.1.2", "")
+    vendors.make_link(node, "/opt/vendor/libg.so.1", "libg.so.1.2")
+    library = "/opt/vendor/libg.so.1.2"
+    hooks = [
+        hook("create-symlinks", "--link", "libg.so.1::/usr/lib/g/libg.so"),
+        hook("update-ldcache", "--folder", "/usr/lib/g"),
+    ]
+    bundle(
+        node,
+        mounts=[{"destination": "/usr/lib/g/libg.so.1.2", "source": library, "options": ["bind"]}],
+        hooks={"createContainer": hooks, "prestart": [{"path": "/usr/bin/others"}]},
+    )
+    said = await read(node)
+    assert said is not None
+    assert {(link.path, link.target) for link in said.edits.links} == {
+        ("/usr/lib/g/libg.so", "libg.so.1"),
+        ("/usr/lib/g/libg.so.1", "libg.so.1.2"),
+    }
+    assert said.edits.env == (EnvVar("LD_LIBRARY_PATH", "/opt/vendor:/usr/lib/g"),)
+
+
+async def test_a_hook_of_a_bundle_that_is_not_known_is_refused_by_name(node: Path) -> None:
+    bundle(node, hooks={"createContainer": [hook("setup-tenant", "--fast")]})
+    with pytest.raises(AllocationUnknown, match=r"hook /usr/bin/nvidia-cdi-hook \(setup-tenant"):
+        await read(node)
+
+
 async def test_a_bundle_without_a_device_says_nothing(node: Path) -> None:
     bundle(node, linux={})
     assert await read(node) is None
@@ -135,6 +168,15 @@ async def test_a_bundle_that_is_none_is_said(node: Path) -> None:
     vendors.write(node, f"/run/containerd/{TASKS}/{HOLD_ID}/config.json", "[")
     with pytest.raises(AllocationUnknown, match="is no OCI spec"):
         await read(node)
+
+
+async def test_a_privileged_shadow_container_shows_nothing_that_counts(node: Path) -> None:
+    bundle(node)
+    runtime = FakeRuntime(runtime=RuntimeFacts(allows_all=True))
+    host = Host(node)
+    for reader in (Bundle(host, runtime, (node / "run/containerd",)), Live(host, runtime)):
+        with pytest.raises(AllocationUnknown, match="the shadow pod's container is privileged"):
+            await reader.read(subject("moffett.ai/spu"))
 
 
 def test_a_process_that_is_not_the_shadow_pods_is_not_looked_at() -> None:
@@ -167,6 +209,18 @@ def test_a_process_is_looked_at_in_its_own_root(monkeypatch: pytest.MonkeyPatch)
     assert ("/dev/null", DeviceNumber("c", 1, 3)) in view.nodes
     assert not any(path.startswith("/dev/pts/") for path, _ in view.nodes)
     assert "/proc" in {str(mount.point) for mount in view.mounts}
+
+
+async def test_what_a_volume_brings_into_dev_was_not_allocated(
+    node: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vendors.write(node, "/proc/1/mountinfo", "\n".join(MOUNTS))
+    view = View((("/dev/spu0", SPU), ("/dev/host/spu1", SPU)), (), None)
+    monkeypatch.setattr(live, "view_of", lambda facts: view)
+    for volume, shown in (("/dev/host", ["/dev/spu0"]), ("/dev", [])):
+        reader = Live(Host(node), FakeRuntime(mounts=frozenset({volume})))
+        said = await reader.read(subject("moffett.ai/spu"))
+        assert [found.path for found in (said or Said()).nodes] == shown
 
 
 MOUNTS = r"""

@@ -134,6 +134,23 @@ def test_a_file_of_our_profiles_name_changes_only_what_it_says(
             "allowNodes.0: is no regular expression: the repetition number is too large",
         ),
         (f"{OWN}when: {{}}\n", 4, "when: must name env or mounts"),
+        (f"{OWN}alsoMounts: [/etc/ssh]\n", 4, "alsoMounts.0: is the node's own"),
+        (
+            f"{OWN}when: {{env: [A]}}\nserialised: node\n",
+            5,
+            "serialised: has no effect beside when: it belongs into a profile without",
+        ),
+        (
+            f"{OWN}driverLibraries: {{sonames: [a], advice: b}}\nwhen: {{env: [A]}}\n",
+            4,
+            "driverLibraries: has no effect beside when",
+        ),
+        (
+            f"{OWN}when: {{env: [A]}}\nversionCheck: {{what: X, node: /a, container: b}}\n",
+            5,
+            "versionCheck: has no effect beside when",
+        ),
+        ("name: hami-vgpu\nserialised: node\n", 2, "serialised: has no effect beside when"),
         (
             f"{OWN}decidedBy: {{annotations: [a], env: B, pattern: 'GPU-['}}\n",
             4,
@@ -262,6 +279,15 @@ def test_a_pattern_that_is_none_is_rejected(tmp_path: Path, profiles: Profiles) 
     (fault,) = profiles.faults("example.com/gadget")
     assert fault.line == 3
     assert "is no regular expression" in fault.reason
+
+
+def test_a_file_of_which_nobody_can_tell_what_it_serves_may_serve_anything(
+    tmp_path: Path, profiles: Profiles
+) -> None:
+    write(tmp_path, "name: [", "a.yaml")
+    write(tmp_path, "name: b\nresources: [example.com/gizmo]\nallow: 1\n", "b.yaml")
+    assert [f.path.name for f in profiles.faults("example.com/gadget")] == ["a.yaml"]
+    assert [f.path.name for f in profiles.faults("example.com/gizmo")] == ["a.yaml", "b.yaml"]
 
 
 def test_two_files_of_one_name_are_one_too_many(tmp_path: Path, profiles: Profiles) -> None:
