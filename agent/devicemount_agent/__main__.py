@@ -136,6 +136,8 @@ class Agent:
             grafts=self.grafts,
             losses=self.losses,
             containers=self.containers,
+            checkpoint=self.checkpoint,
+            pod_resources=self.pod_resources,
             allocation=self.allocation,
             usability=self.usability,
         )
@@ -230,6 +232,7 @@ class Agent:
             amiss = await self._node_amiss()
             if not amiss:
                 try:
+                    await self.rebuild.doubt()
                     if self.journal.damage:
                         await self.rebuild.run()
                     return await self.recovery.run()

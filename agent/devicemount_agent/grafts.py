@@ -4,11 +4,13 @@ module of its own.
 
 The kernel is always told the whole of what a container may do by us (several mounts share a
 container, and numbers), so every change is: change what is live, then permit exactly that. Callers
-hold the lock of the target pod. Blocking work runs in threads, on snapshots taken before.
+hold the lock of the target pod; not to end access, which waits for nobody and needs no descriptor
+of the container. Blocking work runs in threads, on snapshots taken before.
 """
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +19,10 @@ from pathlib import Path
 from weakref import WeakValueDictionary
 
 from devicemount_agent.changes import Changes
+from devicemount_agent.container.cgroup import cgroups_of
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
-from devicemount_agent.errors import NodeUnavailable, ReservationLost
+from devicemount_agent.errors import FilterBlocked, NodeUnavailable, ReservationLost
 from devicemount_agent.graft import edits, graft, verify
 from devicemount_agent.graft.files import Files
 from devicemount_agent.graft.places import Places
@@ -78,7 +81,9 @@ class Grafts:
         self._files = files
         self._permitters = ThreadPoolExecutor(PERMITTERS, thread_name_prefix="permit")
         self._locks: WeakValueDictionary[PodUID, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[ContainerID, threading.Lock] = WeakValueDictionary()
         self.live: set[PodUID] = set()  # shadow pods whose devices the kernel is to allow
+        self.lost: set[PodUID] = set()  # those whose devices it is never to allow again
         self.doubtful: set[PodUID] = set()  # whatever the journal says, not known to be usable now
         self.changes = Changes()
         self.holders = KnownHolders(self._note_holders)
@@ -110,6 +115,7 @@ class Grafts:
         Raises NodeUnavailable, ReservationLost, and for what must not be placed NotAllowed,
         PathConflict, UnsupportedRuntime.
         """
+        await self._leave(grant.shadow.uid, container)
         with self.shown.needed_in(container.id):
             planned = await self._planned(grant, container)
             # From here on nothing waits: what others of ours have in the container must not be
@@ -128,6 +134,16 @@ class Grafts:
         if planned.edits.unshown:
             log.warning(line("left out ready file", **facts(grant), reason=planned.edits.unshown))
         return intent
+
+    async def _leave(self, uid: PodUID, container: Container) -> None:
+        """Take a grant away from a container that has ended before it moves on to the next one.
+
+        Nobody would look there any more.
+        """
+        former = self.ledger.grants.get(uid)
+        if former is not None and former.container_id != container.id:
+            permit = self._permitting_left(former.key.pod_uid, former.container_id, without=uid)
+            await asyncio.get_running_loop().run_in_executor(self._permitters, permit)
 
     async def _planned(self, grant: Grant, container: Container) -> Planned:
         """Look at the container, once more where another grant of ours left it meanwhile."""
@@ -166,6 +182,9 @@ class Grafts:
             timeline.mark("granted")
             fire(Failpoint.AGENT_AFTER_GRANT)
             bound = await asyncio.to_thread(self._verified, container, grant)
+        except FilterBlocked:
+            self._check_not_lost(grant)  # else a loss has just taken what was verified
+            raise
         except OSError as error:
             container.check()
             raise NodeUnavailable(f"container {container.id[:12]}: {error}") from error
@@ -173,8 +192,9 @@ class Grafts:
         return replace(grant, made=grant.made | made, bound=bound)
 
     def commit(self, grant: Grant, timeline: Timeline) -> None:
-        """Write that the grant stands. Raises NodeUnavailable."""
+        """Write that the grant stands. Raises NodeUnavailable, ReservationLost."""
         fire(Failpoint.AGENT_BEFORE_COMMIT)
+        self._check_not_lost(grant)
         uid = grant.shadow.uid
         self._journal.append(Committed(uid, grant.made, time.time_ns(), grant.bound))
         self.doubtful.discard(uid)
@@ -210,10 +230,10 @@ class Grafts:
                 log.info(line("revoked", **facts(grant)))
 
     async def permit_again(self, grants: Collection[Grant], revoked: Collection[PodUID]) -> None:
-        """Give back the access that was just taken, as it was."""
-        self.live |= set(revoked)
+        """Give back the access that was just taken, as it was; not of what was lost meanwhile."""
+        self.live |= set(revoked) - self.lost
         await self._permit_all(grants)
-        self.doubtful -= set(revoked)
+        self.doubtful -= set(revoked) & self.live
         self.shown.update_all(grants)
         for grant in grants:
             self.changes.note(grant.key)
@@ -279,6 +299,7 @@ class Grafts:
             self.shown.note_incomplete(grant.key)
         self.shown.update_all((grant,))
         self.shown.forget(grant.container_id)
+        self.lost.discard(uid)
         self.history.forget(uid)
         self.changes.note(grant.key)
         log.info(line("removed", **facts(grant)))
@@ -318,7 +339,7 @@ class Grafts:
 
     async def check_access(self, container: Container) -> None:
         """Check from inside that what is live may be used. Raises as verify.verify_access does."""
-        want = self._wanted(container)
+        want = self._wanted(container.id)
         await asyncio.to_thread(verify.verify_access, container, want, hold=self._hold)
 
     def concerns(self, grant: Grant) -> tuple[Concern, ...]:
@@ -350,7 +371,7 @@ class Grafts:
 
     def _check_not_lost(self, grant: Grant) -> None:
         """Raise ReservationLost if the loss was noticed since the attempt began."""
-        if grant.shadow.uid in self.ledger.spent:
+        if grant.shadow.uid in self.lost or grant.shadow.uid in self.ledger.spent:
             raise ReservationLost(f"shadow pod {grant.shadow.name} has lost its devices")
 
     async def _permit(self, container: Container) -> Standing | None:
@@ -379,33 +400,65 @@ class Grafts:
         return edits.verified(container, grant.present_bound(), grant.linked)
 
     def _permitting(self, container: Container) -> Callable[[], Standing | None]:
-        """Return what makes the kernel allow what is live in the container at this moment.
+        """Return what makes the kernel allow what is live in the container when it is called.
 
-        How permissions stand then is noted, even where nobody waits for the thread any more.
+        One at a time, so that what was live before a loss is never told after it. How permissions
+        stand then is noted, even where nobody waits for the thread any more.
         """
-        want, earlier = self._wanted(container), self.ledger.earlier_in(container.id)
+        turn = self._turns.setdefault(container.id, threading.Lock())
 
         def permit() -> Standing | None:
-            self.standing.pop(container.id, None)
-            standing = graft.permit(container, want, earlier=earlier)
-            if standing is not None:
-                self.standing[container.id] = standing
-            return standing
+            with turn:
+                want, earlier = self._wanted(container.id), self.ledger.earlier_in(container.id)
+                self.standing.pop(container.id, None)
+                standing = graft.permit(container, want, earlier=earlier)
+                if standing is not None:
+                    self.standing[container.id] = standing
+                return standing
 
         return permit
 
-    def _wanted(self, container: Container) -> Mapping[DeviceNumber, Access]:
+    def _wanted(
+        self, container_id: ContainerID, *, without: PodUID | None = None
+    ) -> Mapping[DeviceNumber, Access]:
         """Return what is live in the container, nothing of a grant that is lost."""
-        grants = self.ledger.in_container(container.id)
+        live = self.live - self.lost - {without}
         return access_of(
             grant
-            for grant in grants
-            if grant.shadow.uid in self.live and grant.stage is not Stage.LOST
+            for grant in self.ledger.in_container(container_id)
+            if grant.shadow.uid in live and grant.stage is not Stage.LOST
         )
 
-    async def _permit_all(self, grants: Iterable[Grant]) -> None:
-        for container in self.running(grants):
+    async def _permit_all(self, grants: Collection[Grant]) -> None:
+        """Do so in all containers of these grants, in those that have ended too.
+
+        Of such a one processes may be left, whatever the runtime says.
+        """
+        running = self.running(grants)
+        for container in running:
             await self._permit(container)
+        ended = {(g.key.pod_uid, g.container_id) for g in grants} - {
+            (container.pod_uid, container.id) for container in running
+        }
+        loop = asyncio.get_running_loop()
+        for pod_uid, container_id in ended:
+            permit = self._permitting_left(pod_uid, container_id)
+            await loop.run_in_executor(self._permitters, permit)
+
+    def _permitting_left(
+        self, pod_uid: PodUID, container_id: ContainerID, *, without: PodUID | None = None
+    ) -> Callable[[], None]:
+        """The same for a container that has ended."""
+        turn = self._turns.setdefault(container_id, threading.Lock())
+
+        def permit() -> None:
+            with turn:
+                want = self._wanted(container_id, without=without)
+                earlier = self.ledger.earlier_in(container_id)
+                for cgroup in cgroups_of(pod_uid, container_id):
+                    graft.permit_left(cgroup, want, earlier=earlier)
+
+        return permit
 
     def _only_of(self, begun: Grant, former: Grant) -> tuple[DeviceNode, ...]:
         """Return the nodes that were begun anew and that no other grant has there by now."""

@@ -6,7 +6,8 @@ One record a line, `<crc32> <json>`, appended by one write and never synced: the
 our death. How long the file is, stands beside it, so that one that was cut is known; what follows
 that length without a newline is a write that never happened. A record that is damaged or missing
 may have been a removal: nothing is granted until rebuild.py has found the truth and the journal is
-written anew; what is known can be removed. A full disk refuses records and changes nothing.
+written anew; what is known can be removed. A full disk refuses grants and leaves room for what ends
+them.
 """
 
 import errno
@@ -15,9 +16,9 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +31,7 @@ from devicemount_agent.ledger import (
     Granted,
     Ledger,
     Record,
+    Seen,
     after,
     compacted,
     doubted,
@@ -40,7 +42,7 @@ VERSION = 1
 NAME = "journal"
 LENGTH_NAME = "lock"  # also the lock
 SLACK_RECORDS = 1024  # so many records more than needed, then the file is written anew
-RESERVE_BYTES = 1 << 16  # a grant leaves room for the last requests and the ends of some 200
+RESERVE_BYTES = 1 << 16  # a grant leaves room for the ends of some 200
 SLACK_BYTES = 1 << 20  # or so many bytes: a grant with a driver's libraries has some 10 KiB
 
 _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
@@ -66,19 +68,30 @@ class Replay:
     records: int  # lines that were understood, without the header
     length_bytes: int  # up to the end of the last whole line
     damage: str  # "" or what is wrong with it
+    missing_bytes: int = 0  # behind that end
+    is_first: bool = False  # no record and no noted length of this boot: or all of it is gone
 
 
-def replay(raw: bytes, *, boot_id: str, written_bytes: int = 0) -> Replay:
-    """Add up a journal of which at least so much was written.
+def replay(raw: bytes, *, boot_id: str, written_bytes: int | None = 0) -> Replay:
+    """Add up a journal of which at least so much was written; None: nobody noted how much.
 
     Pure: the same bytes say the same. Another boot's journal says nothing.
     """
     whole, newline, _torn = raw.rpartition(b"\n")
     length = len(whole) + len(newline)
-    lines = whole.split(b"\n") if whole else []
-    cut = f"{written_bytes - length} bytes are missing at its end" if length < written_bytes else ""
+    said = _replayed(whole.split(b"\n") if whole else [], length, boot_id)
+    if written_bytes is None:
+        unnoted = "how long it was is not noted" if said.records else ""
+        is_first = not said.records and not said.damage
+        return replace(said, damage=said.damage or unnoted, is_first=is_first)
+    missing = max(written_bytes - said.length_bytes, 0)
+    cut = f"{missing} bytes are missing at its end" if missing else ""
+    return replace(said, damage=said.damage or cut, missing_bytes=missing)
+
+
+def _replayed(lines: Sequence[bytes], length: int, boot_id: str) -> Replay:
     if not lines:
-        return Replay(Ledger(), 0, 0, cut)
+        return Replay(Ledger(), 0, 0, "")
     try:
         header = json.loads(_unsealed(lines[0]))
         if header["version"] != VERSION:
@@ -87,7 +100,7 @@ def replay(raw: bytes, *, boot_id: str, written_bytes: int = 0) -> Replay:
             return Replay(Ledger(), 0, 0, "")
     except (ValueError, KeyError, TypeError) as error:
         return Replay(Ledger(), 0, length, f"header: {error}")
-    ledger, understood, damage = Ledger(), 0, cut
+    ledger, understood, damage = Ledger(), 0, ""
     for number, line in enumerate(lines[1:], start=2):
         try:
             ledger = after(ledger, _to_record(_unsealed(line)))
@@ -112,6 +125,10 @@ class Journal:
         said = replayed(directory, boot_id=boot_id)
         self.ledger = said.ledger
         self.damage = said.damage
+        self.is_first = said.is_first
+        # While it is damaged, so much more is noted than there is: else what is appended would hide
+        # that something is missing.
+        self._missing_bytes = max(said.missing_bytes, 1) if said.damage else 0
         self._records = said.records
         self._length = self._compact_length = said.length_bytes
         self._reserved = 0
@@ -125,11 +142,26 @@ class Journal:
         os.close(self._fd)
         os.close(self._lock_fd)
 
+    def doubt(self, why: str) -> None:
+        """Take it for one that was lost; so do later agents, once anything was appended."""
+        self.damage, self._missing_bytes = why, 1
+
+    def note(self, record: Seen) -> None:
+        """Believe a request's order; write it where that takes no room from what ends grants.
+
+        Where it does, memory is enough: what it is held against is under way, and ends with us.
+        """
+        try:
+            self._reserve(self._length + len(_line(record)) + RESERVE_BYTES)
+            self.append(record)
+        except NodeUnavailable:  # a grant, which needs the same room, is refused and says so
+            self.ledger = after(self.ledger, record)
+
     def append(self, record: Record) -> None:
         """Write one record, then believe it. Raises NodeUnavailable, having changed nothing."""
         if isinstance(record, Granted) and self.damage:
             raise NodeUnavailable(f"the journal is damaged, nothing is granted: {self.damage}")
-        line = _sealed(_ENCODER.encode(record))
+        line = _line(record)
         if isinstance(record, Granted):
             self._reserve(self._length + len(line) + RESERVE_BYTES)
         self._write(line)
@@ -148,32 +180,34 @@ class Journal:
         aside = self._path.with_suffix(".damaged")
         aside.unlink(missing_ok=True)
         os.link(self._path, aside)
+        self.is_first = False
         self._rewrite(ledger)
-        self.damage = ""
+        self.damage, self._missing_bytes = "", 0
 
     def _write(self, line: bytes) -> None:
         end = self._length + len(line)
         try:
+            if self.is_first:  # else a death between the two writes would look like damage
+                self._note_length(self._length + self._missing_bytes)
             written = os.pwrite(self._fd, line, self._length)
             if written < len(line):
                 raise OSError(f"{written} of {len(line)} bytes fitted")
-            self._note_length(end)
+            self._note_length(end + self._missing_bytes)
         except OSError as error:
             self._reserved = 0
             with suppress(OSError):  # what stands behind the end has no newline: replay ignores it
                 os.ftruncate(self._fd, self._length)
             raise NodeUnavailable(f"the journal {self._path} cannot be written: {error}") from error
-        self._length = end
+        self._length, self.is_first = end, False
 
     def _reserve(self, end: int) -> None:
         """Have room up to there, so that what is granted can be removed on a full disk."""
         if end <= self._reserved:
             return
         try:
-            reserve(self._fd, offset=0, length_bytes=end)
+            _take_room(self._fd, end)
         except OSError as error:
-            if error.errno != errno.EOPNOTSUPP:
-                raise NodeUnavailable(f"no room for the journal {self._path}: {error}") from error
+            raise NodeUnavailable(f"no room for the journal {self._path}: {error}") from error
         self._reserved = end
 
     def _note_length(self, length_bytes: int) -> None:
@@ -187,7 +221,7 @@ class Journal:
         return is_long or self._records > 2 * needed + SLACK_RECORDS
 
     def _compact(self) -> None:
-        """Write the fewest records; where that fails, the old file goes on.
+        """Write the fewest records; where that fails, the old file goes on, with what room it has.
 
         Raises OSError when there is no old one.
         """
@@ -199,23 +233,27 @@ class Journal:
                 raise
 
     def _rewrite(self, ledger: Ledger) -> None:
+        """Put a new file into the old one's place; where it has grants, with room for their end."""
         header = json.dumps({"version": VERSION, "boot_id": self._boot_id}).encode()
         records = tuple(records_of(ledger))
         content = b"".join(map(_sealed, (header, *map(_ENCODER.encode, records))))
         temporary = self._path.with_suffix(".new")
-        fd = _created(temporary, content)
+        reserved = len(content) + RESERVE_BYTES if ledger.grants else 0
+        fd = _created(temporary, content, room_bytes=reserved)
         try:
-            self._note_length(0)
+            if not (self.is_first or self.damage):  # a damaged one is that until it is replaced
+                self._note_length(0)
             temporary.rename(self._path)
         except OSError:
             os.close(fd)
             raise
         if self._fd >= 0:
             os.close(self._fd)
-        self._fd, self._length, self._reserved = fd, len(content), 0
+        self._fd, self._length, self._reserved = fd, len(content), reserved
         self._compact_length = self._length
         self.ledger, self._records = ledger, len(records)
-        self._note_length(self._length)
+        if not self.is_first:  # then the length is noted with the first record
+            self._note_length(self._length)
 
 
 def replayed(directory: Path, *, boot_id: str) -> Replay:
@@ -242,6 +280,10 @@ def _to_record(content: bytes) -> Record:
     return record
 
 
+def _line(record: Record) -> bytes:
+    return _sealed(_ENCODER.encode(record))
+
+
 def _sealed(content: bytes) -> bytes:
     return b"%08x %b\n" % (zlib.crc32(content), content)
 
@@ -257,23 +299,35 @@ def _to_noted(boot_id: str, length_bytes: int) -> bytes:
     return _sealed(f"{boot_id} {length_bytes:020}".encode())
 
 
-def _from_noted(raw: bytes, *, boot_id: str) -> int:
-    """Return the noted length; 0 where none of this boot was."""
+def _from_noted(raw: bytes, *, boot_id: str) -> int | None:
+    """Return the noted length; None where none of this boot was."""
     try:
         of_boot, length_bytes = _unsealed(raw.removesuffix(b"\n")).decode().split(" ")
     except ValueError:
-        return 0
-    return int(length_bytes) if of_boot == boot_id else 0
+        return None
+    return int(length_bytes) if of_boot == boot_id else None
 
 
-def _created(path: Path, content: bytes) -> int:
+def _created(path: Path, content: bytes, *, room_bytes: int) -> int:
     fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, content) < len(content):
             raise OSError(f"{path} did not fit")
+        _take_room(fd, room_bytes)
     except OSError:
         os.close(fd)
         with suppress(OSError):
             path.unlink()
         raise
     return fd
+
+
+def _take_room(fd: int, length_bytes: int) -> None:
+    """Have room up to there, on a file system that can say so. Raises OSError."""
+    if length_bytes == 0:
+        return
+    try:
+        reserve(fd, offset=0, length_bytes=length_bytes)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise

@@ -273,7 +273,7 @@ def after(ledger: Ledger, record: Record) -> Ledger:
 def _after_step(ledger: Ledger, record: Granted | Committed | Lost | Removed) -> Ledger:
     match record:
         case Granted():
-            return _with(ledger, record.grant)
+            return _granted(ledger, record.grant)
         case Committed():
             return _committed(ledger, record)
         case Lost():
@@ -359,6 +359,14 @@ def _joined(pairs: Iterable[tuple[DeviceNumber, Access]]) -> dict[DeviceNumber, 
 
 def _with(ledger: Ledger, grant: Grant) -> Ledger:
     return replace(ledger, grants={**ledger.grants, grant.shadow.uid: grant})
+
+
+def _granted(ledger: Ledger, grant: Grant) -> Ledger:
+    """Write a grant as it is; what is lost stays so, whoever was at work with it meanwhile."""
+    former = ledger.grants.get(grant.shadow.uid)
+    if former is not None and former.stage is Stage.LOST and grant.stage is not Stage.LOST:
+        return ledger
+    return _with(ledger, grant)
 
 
 def _committed(ledger: Ledger, record: Committed) -> Ledger:

@@ -4,9 +4,9 @@ hands, and only then the fence is lowered.
 
 While `hold` runs and the kubelet shows the device as the shadow pod's, holders are given time: the
 fence's, less a margin. Without that they are killed at once. A loss is tried again until nobody
-holds the device any more; it is never undone, and shown until the operator removes the grant. The
-lock of the target pod is held to revoke and to clear, never through a search: the next loss of the
-same pod could come too late by it.
+holds the device any more; it is never undone, and shown until the operator removes the grant. It
+waits for nobody: whoever has the lock of the target pod may search the node for long. Only to
+clear what was placed it takes that lock.
 """
 
 import asyncio
@@ -83,6 +83,7 @@ class Losses:
         loss = grant.loss or Loss(why, kill_boot_ns=now + int(GRACE_S * 1e9))
         left_s = (loss.kill_boot_ns - now) / 1e9
         course = self._courses[uid] = _Course(loss, kill_at=time.monotonic() + left_s)
+        self._grafts.lost.add(uid)  # from here on nobody can give it back
         course.task = asyncio.create_task(self._run(uid, course))
 
     async def settled(self, uids: Iterable[PodUID]) -> None:
@@ -179,13 +180,9 @@ class Losses:
         grant = self._grafts.ledger.grants.get(uid)
         if grant is None:
             return True
-        async with self._grafts.lock(grant.key.pod_uid):
-            grant = self._grafts.ledger.grants.get(uid)
-            if grant is None:
-                return True
-            self._note(grant, course.loss)
-            if not course.is_revoked:
-                await self._revoke(grant, course)
+        self._note(grant, course.loss)
+        if not course.is_revoked:
+            await self._revoke(grant, course)
         course.hurried.clear()  # by who hurries from here on, the round is over too late
         if course.kill_at <= time.monotonic():
             await self._strike(uid)
@@ -193,9 +190,10 @@ class Losses:
         if not await self._withdrawal.hunt(grant, kill_at=course.kill_at) or not course.is_revoked:
             return False
         async with self._grafts.lock(grant.key.pod_uid):
-            await self._withdrawal.bury(grant)
-            if uid not in self._grafts.ledger.grants:
+            grant = self._grafts.ledger.grants.get(uid)  # it may have inherited what others made
+            if grant is None:
                 return True  # somebody has released it, where the loss could not be written
+            await self._withdrawal.bury(grant)
             self._settled.add(uid)
         self._grafts.changes.note(grant.key)
         await self._shadow_pods.lower_fence(uid, grant.key.mount_uid)
@@ -207,7 +205,8 @@ class Losses:
         Where access cannot be taken holders are ended all the same, and it is tried again.
         """
         self._grafts.shown.note_incomplete(grant.key)
-        fenced = asyncio.create_task(self._is_fenced(grant))
+        has_time = course.kill_at > time.monotonic()
+        fenced = asyncio.create_task(self._is_fenced(grant)) if has_time else None
         try:
             await self._grafts.revoke((grant,))
             course.is_revoked = True
@@ -216,7 +215,7 @@ class Losses:
             course.has_failed = True
             log.error(line("could not revoke", **facts(grant), error=error))
         finally:
-            if not await fenced:
+            if fenced is not None and not await fenced:
                 self.hurry(grant.shadow.uid)
 
     def _note(self, grant: Grant, loss: Loss) -> None:

@@ -142,7 +142,7 @@ class Mounts:
     def _accept(self, key: MountKey, order: Order) -> None:
         if self._grafts.ledger.is_outdated(key, order):
             raise StaleRequest(f"{order} of mount {key} is not the latest")
-        self._journal.append(Seen(key, order, time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
+        self._journal.note(Seen(key, order, time.clock_gettime_ns(time.CLOCK_BOOTTIME)))
 
     async def _begin(self, request: ApplyRequest, deadline: float) -> Attempt:
         """Start the attempt when the former one of this mount has ended."""
@@ -208,7 +208,9 @@ class Mounts:
         if shadow.uid in self.ledger.grants and await self._is_granted(request.key, shadow):
             return  # to its restarted container, by ourselves
         proof = asyncio.create_task(
-            self._allocation.proven(shadow, request.target.namespace, choice)
+            self._allocation.proven(
+                shadow, request.target.namespace, choice, deadline=attempt.deadline
+            )
         )
         proof.add_done_callback(_seen)
         try:
@@ -350,10 +352,13 @@ class Mounts:
             raise StaleRequest(f"{request.order} of mount {request.key} is not the latest")
         if request.policy is Policy.TERMINATE:
             spared = frozenset[int]() if request.include_main_process else mains
-            return await self._withdrawal.terminate(
+            gone = await self._withdrawal.terminate(
                 grants, grace_s=request.grace_s, mains=mains, spared=spared
             )
-        return await self._withdrawal.release(grants)
+        else:
+            gone = await self._withdrawal.release(grants)
+        # A loss that has begun meanwhile is under way: it says when its holders are gone.
+        return gone and not any(self._losses.has_begun(grant.shadow.uid) for grant in grants)
 
     async def _main_processes(self, request: RemoveRequest) -> frozenset[int]:
         """Return the pids of the pod's main processes, which TERMINATE is to know."""

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds out what was granted where the journal is damaged: from the kernel, the kubelet and the
-runtime, never from a record that may be wrong.
+"""Finds out what was granted where the journal is damaged or gone: from the kernel, the kubelet and
+the runtime, never from a record that may be wrong.
 
 Records that are whole say which grants there were, not what became of them. Whom no record names: a
 living shadow pod whose devices the kernel lets a container of its target use, has a grant there.
@@ -19,16 +19,17 @@ from pathlib import Path
 from devicemount_agent.allocation.kubelet import Checkpoint
 from devicemount_agent.allocation.read import Allocation, Choice, entries_of
 from devicemount_agent.allocation.said import Ask
-from devicemount_agent.container.cgroup import CGROUP_ROOT, CgroupVersion
+from devicemount_agent.container.cgroup import CGROUP_ROOT, CgroupVersion, every_container
 from devicemount_agent.container.cri import ContainerFacts, Runtime, SandboxFacts
 from devicemount_agent.container.find import Container, find
 from devicemount_agent.errors import (
     ContainerMismatch,
     DeviceMountError,
+    NodeUnavailable,
     TargetNotRunning,
     UnsupportedRuntime,
 )
-from devicemount_agent.graft import graft
+from devicemount_agent.graft import graft, subtree
 from devicemount_agent.grafts import Grafts
 from devicemount_agent.holders import search
 from devicemount_agent.journal import Journal
@@ -55,6 +56,7 @@ GONE = Loss(
     kill_boot_ns=0,
 )
 NAMED = 8  # reasons in one message
+LOST = "there is no journal of this boot, but {} of a former agent's"
 
 # What runc and crun allow by themselves: null, zero, full, random, urandom, ttys, ptmx, tun.
 OF_RUNTIMES = frozenset(
@@ -96,21 +98,42 @@ class Rebuild:
         self._allocation = allocation
         self._hold = hold
         self._cgroup_root = cgroup_root
+        self._is_doubted = False
+        self._revoked: dict[ContainerID, frozenset[DeviceNumber]] = {}  # and held still, perhaps
         self.amiss = ""  # what keeps the journal from being written anew
+
+    async def doubt(self) -> None:
+        """Tell a first start from a journal that is gone: by what else there is of a former one.
+
+        Asks for the sandboxes and, on cgroup v2, for programs of ours, of no container more. Raises
+        NodeUnavailable.
+        """
+        if not self._journal.is_first or self._journal.damage:
+            return
+        found = "a shadow pod" if await self._living() else ""
+        if not found and await asyncio.to_thread(_has_program):
+            found = "a device program"
+        if found:
+            self._is_doubted = True
+            self._journal.doubt(LOST.format(found))
+            log.error(line("found no journal", damage=self._journal.damage))
 
     async def run(self) -> None:
         """Write the journal anew if all is explained, else say what is not in `amiss`.
 
         Raises NodeUnavailable.
         """
-        sandboxes = await self._runtime.all_sandboxes()
-        shadows = {uid: pod for uid, pod in sandboxes.items() if SHADOW_LABEL in pod.labels}
+        shadows = await self._living()
         truth = _Truth(shadows)
         for container_id in await self._runtime.every_running():
             facts = await self._runtime.container(container_id)
             if facts is not None and facts.is_running and facts.pod_uid not in shadows:
                 await self._explain(facts, truth)
         self._conclude(truth)
+
+    async def _living(self) -> Mapping[PodUID, SandboxFacts]:
+        sandboxes = await self._runtime.all_sandboxes()
+        return {uid: pod for uid, pod in sandboxes.items() if SHADOW_LABEL in pod.labels}
 
     async def keep(self, recover: Callable[[], Awaitable[None]]) -> None:
         """Try again until all is explained; then let the grants be taken up."""
@@ -172,7 +195,10 @@ class Rebuild:
             for grant in self._grafts.ledger.in_container(container.id)
             for number in grant.numbers()
         }
-        ours = await asyncio.to_thread(graft.allowed, container) - facts.permitted - OF_RUNTIMES
+        is_v1 = container.cgroup.version is CgroupVersion.V1
+        own = facts.permitted | OF_RUNTIMES if is_v1 else frozenset()  # else only ours is listed
+        ours = await asyncio.to_thread(graft.allowed, container) - own
+        ours |= self._revoked.get(container.id, frozenset())
         if not ours - known:
             return
         for grant in await self._unrecorded(container, truth, allowed=ours):
@@ -180,10 +206,13 @@ class Rebuild:
             kept.append(grant)
             known |= grant.numbers()
         spare = ours - known
-        if spare and container.cgroup.version is CgroupVersion.V1:
+        if spare and is_v1 and self._is_doubted:
+            # Most likely a vendor's hook has given it: only shadow pods tell of grants here.
+            log.warning(line("unexplained", container=_named(facts), numbers=_numbers(spare)))
+        elif spare and is_v1:
             truth.amiss.append(
-                f"no record and no spec of the runtime explains why container {_named(facts)} may"
-                f" use {_numbers(spare)}; its end does"
+                f"no record and no spec of the runtime explains why container {_named(facts)}"
+                f" may use {_numbers(spare)}; its end does"
             )
         elif spare:
             await self._revoke(facts, container, truth, spare=spare, kept=access_of(kept))
@@ -198,9 +227,13 @@ class Rebuild:
         kept: Mapping[DeviceNumber, Access],
     ) -> None:
         """Take what only our own program allows, and nobody reserves; see that nobody has it."""
+        self._revoked[container.id] = spare
         await asyncio.to_thread(graft.permit, container, kept, earlier={})
         log.warning(line("revoked unrecorded", container=_named(facts), numbers=_numbers(spare)))
-        truth.amiss += await asyncio.to_thread(self._still_held, facts, spare)
+        held = await asyncio.to_thread(self._still_held, facts, spare)
+        truth.amiss += held
+        if not held:
+            del self._revoked[container.id]
 
     def _still_held(self, facts: ContainerFacts, spare: frozenset[DeviceNumber]) -> list[str]:
         granted: frozenset[tuple[ContainerID, DeviceNumber]] = frozenset(
@@ -268,6 +301,18 @@ def _as_made(grant: Grant, version: CgroupVersion) -> Grant:
     if version is CgroupVersion.V1:
         earlier = tuple(Earlier(number, Access.NONE) for number in sorted(grant.access()))
     return replace(grant, earlier=earlier, made=frozenset(n.path for n in grant.nodes()))
+
+
+def _has_program() -> bool:
+    """Say whether a container of this node has a device program of ours (cgroup v2).
+
+    Raises NodeUnavailable.
+    """
+    on_v2 = (one for one in every_container() if one.version is CgroupVersion.V2)
+    try:
+        return any(subtree.is_grafted(cgroup.path) for cgroup in on_v2)
+    except OSError as error:
+        raise NodeUnavailable(f"device programs cannot be looked at: {error}") from error
 
 
 def _named(facts: ContainerFacts) -> str:

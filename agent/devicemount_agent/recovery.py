@@ -2,15 +2,17 @@
 """What a restarted agent does with its journal, before it serves anybody.
 
 Running containers kept their access meanwhile. Committed grants are applied again where the
-container is still the same. An intent without its commit may have been granted and even opened: it
-goes forward if the kubelet still gives the devices to that shadow pod, and is handled as a loss if
-not; a bare roll-back would cut a device in use and forget who opened it. Of a damaged journal
-nothing is granted.
+container is still the same and no other pod has their devices by now. An intent without its commit
+may have been granted and even opened: it goes forward if the kubelet still gives the devices to
+that shadow pod, and is handled as a loss if not; a bare roll-back would cut a device in use and
+forget who opened it. Of a damaged journal nothing is granted.
 """
 
 import logging
 from collections import defaultdict
+from collections.abc import Collection
 
+from devicemount_agent.allocation.kubelet import Checkpoint, PodResources
 from devicemount_agent.allocation.read import Allocation
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
@@ -28,6 +30,7 @@ from devicemount_agent.losses import Losses, reservation_lost
 from devicemount_agent.model import PodUID
 from devicemount_agent.timeline import Timeline
 from devicemount_agent.usability import Usability
+from devicemount_agent.watchers import loss
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +45,8 @@ class Recovery:
         grafts: Grafts,
         losses: Losses,
         containers: KnownContainers,
+        checkpoint: Checkpoint,
+        pod_resources: PodResources,
         allocation: Allocation,
         usability: Usability,
     ) -> None:
@@ -50,6 +55,8 @@ class Recovery:
         self._losses = losses
         self._untold: list[Grant] = []
         self._containers = containers
+        self._checkpoint = checkpoint
+        self._pod_resources = pod_resources
         self._allocation = allocation
         self._usability = usability
 
@@ -84,7 +91,8 @@ class Recovery:
     async def _recover_pod(self, grants: list[Grant]) -> None:
         """Decide about all of a pod's grants first: the kernel is told the whole of a container."""
         containers = {grant.shadow.uid: await self._reopened(grant) for grant in grants}
-        lost = [grant for grant in grants if not await self._stands(grant)]
+        taken = await self._taken(grants)
+        lost = [grant for grant in grants if not await self._stands(grant, taken)]
         self._grafts.live |= {grant.shadow.uid for grant in grants if grant not in lost}
         if self._journal.damage:
             self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
@@ -106,9 +114,19 @@ class Recovery:
             return None
         return found if found.id == grant.container_id else None
 
-    async def _stands(self, grant: Grant) -> bool:
+    async def _taken(self, grants: Collection[Grant]) -> frozenset[PodUID]:
+        """Return the grants whose devices another pod has by now, as watchers/loss.py judges it.
+
+        That the kubelet does not know the shadow pod is no proof: it may have just begun.
+        """
+        pods = loss.by_device(self._checkpoint.read())
+        suspects = loss.elsewhere(pods, grants)
+        listing = await self._pod_resources.list() if suspects else {}
+        return frozenset(grant.shadow.uid for grant in suspects if loss.other_pod(listing, grant))
+
+    async def _stands(self, grant: Grant, taken: Collection[PodUID]) -> bool:
         """Tell whether the grant is to be live; of a damaged journal no commit is sure."""
-        if grant.stage is Stage.LOST:
+        if grant.stage is Stage.LOST or grant.shadow.uid in taken:
             return False
         if grant.stage is Stage.COMMITTED and not self._journal.damage:
             return True

@@ -21,6 +21,7 @@ from typing import Protocol
 from devicemount_agent.container.cgroup import owner_of
 from devicemount_agent.container.cri import ContainerFacts, SandboxFacts
 from devicemount_agent.errors import NodeUnavailable, NotAllowed
+from devicemount_agent.kernel.files import closing
 from devicemount_agent.kernel.pidfd import has_ended
 from devicemount_agent.logs import line
 from devicemount_agent.model import ContainerID, MountUID, PodUID
@@ -30,6 +31,7 @@ HOLD = "hold"
 SHADOW_LABEL = "devicemount.io/shadow"
 DELETED_COMM = b"hold-deleted\n"
 NAME_BYTES = 64  # the kernel gives 16 at most
+SPARED = b"-997"  # of oom_score_adj: what the kubelet gives to a pod of the class Guaranteed
 
 LATE_S = 70.0  # the fence's 60 s, and what a slow runtime needs to start `hold`
 LATE_POLL_S = 0.5
@@ -181,9 +183,19 @@ def _opened(facts: ContainerFacts) -> Hold | None:
         stack.callback(os.close, comm_fd)
         is_it = owner_of(facts.pid) == (facts.pod_uid, facts.id)
         if is_it and not has_ended(pidfd):  # else all of that may have been another's
+            _spare(facts.pid, pidfd)
             stack.pop_all()
             return Hold(facts.pid, pidfd, comm_fd)
     return None
+
+
+def _spare(pid: int, pidfd: int) -> None:
+    """Let the kernel, where it is short of memory, kill others first: without it is no fence."""
+    with suppress(PermissionError):  # an agent with fewer rights: the fence is as any other process
+        fd = os.open(f"/proc/{pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        with closing(fd):
+            if not has_ended(pidfd):  # else this may have been another's
+                os.write(fd, SPARED)
 
 
 def _tell_lowered(hold: Hold) -> None:

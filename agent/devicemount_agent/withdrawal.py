@@ -2,7 +2,8 @@
 """Takes devices back: looks for who holds them, ends access, and clears what was placed.
 
 Callers hold the lock of the target pod, as for grafts.py, whose grants these are; not to strike and
-to hunt. A device is only called gone when a search after its revocation found nobody who has it.
+to hunt, which are for losses, have threads of their own, and use no descriptor of a container. A
+device is only called gone when a search after its revocation found nobody who has it.
 """
 
 import asyncio
@@ -14,16 +15,18 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from devicemount_agent.container.cgroup import processes_in
+from devicemount_agent.container.cgroup import pod_cgroup, processes_in
 from devicemount_agent.container.find import Container
-from devicemount_agent.errors import DeviceMountError
+from devicemount_agent.errors import DeviceMountError, NodeUnavailable
 from devicemount_agent.graft import edits, graft
 from devicemount_agent.grafts import Grafts, facts
 from devicemount_agent.holders import names
-from devicemount_agent.holders.end import Ending, Terms
+from devicemount_agent.holders.end import Ending, Stopped, Terms
 from devicemount_agent.holders.freeze import Freezer
 from devicemount_agent.holders.search import (
+    Ask,
     Question,
+    Rules,
     Sighting,
     Users,
     find,
@@ -37,6 +40,9 @@ from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
 from devicemount_agent_api.failpoints import Failpoint, fire
 
 SEARCHERS = 2
+HUNTERS = 2  # of what is lost: others' searches must not delay them
+STRIKERS = 4  # nor each other's
+ASK_S = 0.5  # the runtime answers in milliseconds; a thread waits, and maybe a stopped pod
 
 Sightings = tuple[Sighting, ...]
 
@@ -61,7 +67,10 @@ class Withdrawal:
         self._container = container
         self._users = users
         self._searchers = ThreadPoolExecutor(SEARCHERS, thread_name_prefix="search")
-        self._endings: dict[PodUID, Ending] = {}
+        self._hunters = ThreadPoolExecutor(HUNTERS, thread_name_prefix="hunt")
+        self._strikers = ThreadPoolExecutor(STRIKERS, thread_name_prefix="strike")
+        self._endings: dict[PodUID, Ending] = {}  # by Terminate
+        self._hunts: dict[PodUID, Ending] = {}  # by losses
 
     async def release(self, grants: Collection[Grant]) -> bool:
         """Take devices back that nobody holds; say whether they are gone.
@@ -102,6 +111,7 @@ class Withdrawal:
         """
         await self._grafts.revoke(grants)
         fire(Failpoint.AGENT_AFTER_REVOKE)
+        is_held = False
         for grant in grants:
             ending = self._endings.setdefault(grant.shadow.uid, Ending())
             terms = Terms(
@@ -109,19 +119,24 @@ class Withdrawal:
                 pods=frozenset({grant.key.pod_uid}),
                 spared=spared,
             )
-            await self._round(grant, grants, terms, mains=mains)
-        return await self._ended(grants)
+            question = replace(self._question(grant, grants), first=mains)
+            end = partial(ending.round, question, terms, stopped=self._stopping(grant))
+            is_held |= await self._is_seen(grant, self._searchers, end)
+        if is_held or await self._is_held_frozen(grants):
+            return False
+        self._stop_ending(grants)
+        await self._clear(grants)
+        return True
 
     async def strike(self, grant: Grant) -> None:
-        """Kill at once who holds a lost grant's devices in the target container.
+        """Kill at once who holds a lost grant's devices in the target pod.
 
         Quick, so that of many losses at a time none waits for the search of another. Not under the
         pod's lock.
         """
-        container = next(iter(self._grafts.running((grant,))), None)
-        if container is not None:
-            stopped = partial(self._stopped, container)
-            await asyncio.to_thread(Ending().strike, self._question(grant, (grant,)), stopped)
+        question, stopped = self._question(grant, (grant,)), self._stopping(grant)
+        strike = partial(Ending().strike, question, stopped)
+        await asyncio.get_running_loop().run_in_executor(self._strikers, strike)
 
     async def hunt(self, grant: Grant, *, kill_at: float) -> bool:
         """End who holds a lost grant's devices; say whether nobody does any more.
@@ -130,13 +145,16 @@ class Withdrawal:
         from then on. Until nobody is left the caller calls again. Not under the pod's lock: what is
         searched are processes, and access has ended already.
         """
-        await self._round(grant, (grant,), Terms(kill_at=kill_at))
-        is_held = self._grafts.holders.are_blocking({grant.shadow.uid})
-        return not is_held and not await self._is_held_frozen((grant,))
+        ending = self._hunts.setdefault(grant.shadow.uid, Ending())
+        question, terms = self._question(grant, (grant,)), Terms(kill_at=kill_at)
+        end = partial(ending.round, question, terms, stopped=self._stopping(grant))
+        is_held = await self._is_seen(grant, self._hunters, end)
+        return not is_held and not await self._is_held_frozen((grant,), self._hunters)
 
     async def bury(self, grant: Grant) -> None:
         """Clear what a lost grant that nobody holds any more had in its container."""
         self._stop_ending((grant,))
+        self._hunts.pop(grant.shadow.uid, None)
         await self._clear((grant,))
 
     async def ended(self, shadows: Collection[PodUID], *, until: float) -> None:
@@ -149,7 +167,8 @@ class Withdrawal:
     async def undo(self, grant: Grant, former: Grant | None = None) -> None:
         """Take back a grant that did not come to its commit, to what stood before it.
 
-        Where somebody opened the device meanwhile, the intent stays, for `Remove` to find them.
+        Where somebody opened the device meanwhile, the intent stays, for `Remove` to find them; so
+        does one that was lost meanwhile, for its loss.
         """
         uid = grant.shadow.uid
         if uid in self._grafts.live:
@@ -158,6 +177,8 @@ class Withdrawal:
                 log.warning(line("revoked held", **facts(grant)))
                 return
             await self._clear((grant,))
+        if uid in self._grafts.lost:
+            return
         if former is None:
             self._grafts.drop(grant)
         else:
@@ -172,68 +193,62 @@ class Withdrawal:
 
     async def _is_held(self, grants: Collection[Grant]) -> bool:
         """Search every process of the node; note who holds them; say whether one blocks."""
-        for grant in grants:
-            question = self._question(grant, grants)
-            await self._note(grant, await self._searching(partial(search, question)))
-        return self._grafts.holders.are_blocking(_uids(grants))
+        found = [
+            await self._is_seen(
+                grant, self._searchers, partial(search, self._question(grant, grants))
+            )
+            for grant in grants
+        ]
+        return any(found)
 
-    async def _is_held_frozen(self, grants: Collection[Grant]) -> bool:
-        """The same, with the target container stopped while its own processes are searched."""
-        for grant in grants:
-            container = next(iter(self._grafts.running((grant,))), None)
-            look = partial(self._search_frozen, self._question(grant, grants), container)
-            await self._note(grant, await self._searching(look))
-        return self._grafts.holders.are_blocking(_uids(grants))
+    async def _is_held_frozen(
+        self, grants: Collection[Grant], threads: ThreadPoolExecutor | None = None
+    ) -> bool:
+        """The same, with the target pod stopped while its own processes are searched."""
+        found = [
+            await self._is_seen(
+                grant,
+                threads or self._searchers,
+                partial(self._search_frozen, self._question(grant, grants), self._stopping(grant)),
+            )
+            for grant in grants
+        ]
+        return any(found)
 
-    def _search_frozen(self, question: Question, container: Container | None) -> Sightings:
-        if container is None:
-            return search(question)
-        with self._stopped(container) as pids:
+    def _search_frozen(self, question: Question, stopped: Stopped) -> Sightings:
+        with stopped() as pids:
             inside = list(find(question, among=pids))
         seen = {one.pid for one in inside}
         outside = (one for one in find(question) if one.pid not in seen)
         return sightings(question, [*inside, *outside])
 
+    def _stopping(self, grant: Grant) -> Stopped:
+        """Return what stops the target pod: also others of its containers may have the device."""
+        running = (container.cgroup.path.parent for container in self._grafts.running((grant,)))
+        return partial(self._stopped, grant.key.pod_uid, next(running, None))
+
     @contextmanager
-    def _stopped(self, container: Container) -> Iterator[Iterator[int]]:
-        with self._freezer.frozen(container):
-            yield processes_in(container.cgroup)
+    def _stopped(self, pod_uid: PodUID, directory: Path | None) -> Iterator[Iterable[int]]:
+        directory = directory or pod_cgroup(pod_uid)
+        if directory is None:
+            yield ()
+            return
+        with self._freezer.frozen(pod_uid, directory):
+            yield processes_in(directory)
 
-    async def _round(
-        self,
-        grant: Grant,
-        leaving: Collection[Grant],
-        terms: Terms,
-        *,
-        mains: frozenset[int] = frozenset(),
-    ) -> None:
-        ending = self._endings.setdefault(grant.shadow.uid, Ending())
-        question = replace(self._question(grant, leaving), first=mains)
-        container = next(iter(self._grafts.running((grant,))), None)
-        stopped = None if container is None else partial(self._stopped, container)
-        end = partial(ending.round, question, terms, stopped=stopped)
-        await self._note(grant, await self._searching(end))
-
-    async def _ended(self, grants: Collection[Grant]) -> bool:
-        """Say whether nobody is left; then it is looked at once more, and cleared."""
-        is_held = self._grafts.holders.are_blocking(_uids(grants))
-        if is_held or await self._is_held_frozen(grants):
-            return False
-        self._stop_ending(grants)
-        await self._clear(grants)
-        return True
+    async def _is_seen(
+        self, grant: Grant, threads: ThreadPoolExecutor, look: Callable[[], Sightings]
+    ) -> bool:
+        """Look in a thread: a slow search must not delay the end of access elsewhere. Note who
+        holds the grant's devices, and say whether one of those that were seen blocks."""
+        found = await asyncio.get_running_loop().run_in_executor(threads, look)
+        named = await names.added(found, self._container)
+        self._grafts.holders.note(grant.shadow.uid, named)
+        return any(one.holder.blocking for one in named)
 
     def _stop_ending(self, grants: Iterable[Grant]) -> None:
         for uid in _uids(grants):
             self._endings.pop(uid, None)
-
-    async def _note(self, grant: Grant, found: Sightings) -> None:
-        named = await names.added(found, self._container)
-        self._grafts.holders.note(grant.shadow.uid, named)
-
-    async def _searching(self, work: Callable[[], Sightings]) -> Sightings:
-        """Search in threads of its own: a slow one must not delay the end of access elsewhere."""
-        return await asyncio.get_running_loop().run_in_executor(self._searchers, work)
 
     def _question(self, grant: Grant, leaving: Collection[Grant]) -> Question:
         granted: set[tuple[ContainerID, DeviceNumber]] = {
@@ -242,10 +257,6 @@ class Withdrawal:
             if other.shadow.uid in self._grafts.live and not _same_container(other, grant)
             for number in other.access()
         }
-        for container in self._grafts.running(
-            (grant,)
-        ):  # what it shares by an allocation of its own
-            granted |= {(container.id, number) for number in container.permitted}
         return Question(
             numbers=frozenset(self._own_numbers(grant, leaving)),
             target=grant.key.pod_uid,
@@ -253,7 +264,29 @@ class Withdrawal:
             granted=frozenset(granted),
             hold=self._hold,
             users=self._users,
+            rules=self._rules(grant),
         )
+
+    def _rules(self, grant: Grant) -> Ask:
+        """Return what a thread asks the runtime by; of the target container that was done."""
+        loop = asyncio.get_running_loop()
+        known = {container.id: container for container in self._grafts.running((grant,))}
+
+        def rules(container_id: ContainerID) -> Rules | None:
+            if container_id in known:
+                return known[container_id]
+            asking = asyncio.run_coroutine_threadsafe(self._facts(container_id), loop)
+            try:
+                return asking.result(ASK_S)
+            except (NodeUnavailable, TimeoutError) as error:
+                asking.cancel()
+                log.info(line("runtime silent", container=container_id[:12], error=repr(error)))
+                return None
+
+        return rules
+
+    async def _facts(self, container_id: ContainerID) -> Rules | None:
+        return await self._container(container_id)
 
     def _own_numbers(self, grant: Grant, leaving: Collection[Grant]) -> set[DeviceNumber]:
         """Return the numbers that no grant which stays gives to the same container."""

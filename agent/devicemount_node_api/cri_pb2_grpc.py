@@ -40,6 +40,11 @@ class RuntimeServiceStub:
                 request_serializer=devicemount__node__api_dot_cri__pb2.VersionRequest.SerializeToString,
                 response_deserializer=devicemount__node__api_dot_cri__pb2.VersionResponse.FromString,
                 _registered_method=True)
+        self.PodSandboxStatus = channel.unary_unary(
+                '/runtime.v1.RuntimeService/PodSandboxStatus',
+                request_serializer=devicemount__node__api_dot_cri__pb2.PodSandboxStatusRequest.SerializeToString,
+                response_deserializer=devicemount__node__api_dot_cri__pb2.PodSandboxStatusResponse.FromString,
+                _registered_method=True)
         self.ListPodSandbox = channel.unary_unary(
                 '/runtime.v1.RuntimeService/ListPodSandbox',
                 request_serializer=devicemount__node__api_dot_cri__pb2.ListPodSandboxRequest.SerializeToString,
@@ -61,6 +66,12 @@ class RuntimeServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Version(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PodSandboxStatus(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +102,11 @@ def add_RuntimeServiceServicer_to_server(servicer, server):
                     servicer.Version,
                     request_deserializer=devicemount__node__api_dot_cri__pb2.VersionRequest.FromString,
                     response_serializer=devicemount__node__api_dot_cri__pb2.VersionResponse.SerializeToString,
+            ),
+            'PodSandboxStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.PodSandboxStatus,
+                    request_deserializer=devicemount__node__api_dot_cri__pb2.PodSandboxStatusRequest.FromString,
+                    response_serializer=devicemount__node__api_dot_cri__pb2.PodSandboxStatusResponse.SerializeToString,
             ),
             'ListPodSandbox': grpc.unary_unary_rpc_method_handler(
                     servicer.ListPodSandbox,
@@ -135,6 +151,33 @@ class RuntimeService:
             '/runtime.v1.RuntimeService/Version',
             devicemount__node__api_dot_cri__pb2.VersionRequest.SerializeToString,
             devicemount__node__api_dot_cri__pb2.VersionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PodSandboxStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/runtime.v1.RuntimeService/PodSandboxStatus',
+            devicemount__node__api_dot_cri__pb2.PodSandboxStatusRequest.SerializeToString,
+            devicemount__node__api_dot_cri__pb2.PodSandboxStatusResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An agent whose journal was cut finds the grant in the kernel and in what kubelet and runtime say:
-the mount goes on, and is given back to the last trace.
+"""An agent whose journal was cut, or is gone, finds the grant in the kernel and in what kubelet and
+runtime say: the mount goes on, and is given back to the last trace.
 """
 
 from cluster.world import SYSTEM, Pod, World, eventually
@@ -44,21 +44,25 @@ def printed(world: World, node: str) -> str:
     return said
 
 
+CUT = f"head -n 1 {JOURNAL}/journal > /tmp/header && cat /tmp/header > {JOURNAL}/journal"
+GONE = f"rm -r {JOURNAL}"
+
+
 def test_a_cut_journal_is_rebuilt(world: World, node: str) -> None:
     pod: Pod = world.pod("notebook", node=node)
     mount = world.mount("goes-on", pod).ready()
     (path,) = mount.files()
     assert f"{world.namespace}/notebook/main: committed" in printed(world, node)
     with pod.holding(path):
-        cut = f"head -n 1 {JOURNAL}/journal > /tmp/header && cat /tmp/header > {JOURNAL}/journal"
-        world.testbed.exec(node, ["sh", "-c", cut])
-        restart_agent(world, node)
-        eventually(
-            lambda: f"{world.namespace}/notebook/main: committed" in printed(world, node),
-            what="the grant is found",
-        )
-        assert "damage: none" in printed(world, node)
-        assert pod.opens(path)
+        for damage in (CUT, GONE):
+            world.testbed.exec(node, ["sh", "-c", damage])
+            restart_agent(world, node)
+            eventually(
+                lambda: f"{world.namespace}/notebook/main: committed" in printed(world, node),
+                what="the grant is found",
+            )
+            assert "damage: none" in printed(world, node)
+            assert pod.opens(path)
         mount.ask_delete()
         mount.not_ready("DeviceBusy", deadline_s=20)
     mount.gone()

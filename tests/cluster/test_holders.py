@@ -2,14 +2,21 @@
 """A process that has the device open is never cut off by a deletion that can wait; it is ended by
 one that may, and then exactly it and others like it."""
 
+import os
+import select
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
 
+from cluster.probing import processes
 from cluster.world import DEADLINE_S, FUSE, LOOP, Mount, Pod, World, eventually
+from devicemount_agent.holders.describe import start_time
+from devicemount_agent.kernel.files import closing
 from devicemount_testbed.api import MERGE_PATCH, Object, pod_path
 from devicemount_testbed.stock_images import compiled
 
@@ -173,6 +180,21 @@ def phase(world: World, path: str) -> str:
     return str(world.api.call("GET", path)["status"].get("phase"))
 
 
+def last_end_s(pidfds: list[int]) -> float:
+    """Wait for the ends of processes; return when the last was, by CLOCK_BOOTTIME."""
+    for pidfd in pidfds:
+        poller = select.poll()
+        poller.register(pidfd, select.POLLIN)
+        assert poller.poll(DEADLINE_S * 1000), "it lives"
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def first_start_s(pod_uid: str) -> float:
+    """Return when the first process of a pod began, by the same clock, its sandbox's included."""
+    started = (start_time(pid) for pid, _ in processes(in_cgroup=pod_uid))
+    return min(started) / os.sysconf("SC_CLK_TCK")
+
+
 @pytest.fixture
 def job(world: World, node: str) -> Iterator[Pod]:
     """The pod of a job: with it end all holders, whatever becomes of the test."""
@@ -209,9 +231,19 @@ def test_each_kind_of_holder_is_waited_for_and_exactly_these_are_ended(
     assert [line.split()[2] for line in job.sh("cat /tmp/probed").splitlines()] == ["0"]
     assert phase(world, waiting) == "Pending"
 
-    wish = {"spec": {"unmount": TERMINATE}}
-    world.api.call("PATCH", mount.path, wish, kind=MERGE_PATCH)
+    commands = {one.command for one in jobs}
+    with ExitStack() as stack:
+        pidfds = [
+            stack.enter_context(closing(os.pidfd_open(pid)))
+            for pid, line in processes(in_cgroup=job.uid)
+            if line.rstrip("\0").replace("\0", " ") in commands
+        ]
+        assert len(pidfds) == len(jobs)
+        wish = {"spec": {"unmount": TERMINATE}}
+        world.api.call("PATCH", mount.path, wish, kind=MERGE_PATCH)
+        ended_s = last_end_s(pidfds)
     eventually(lambda: phase(world, waiting) == "Running", what="the competitor runs")
+    assert first_start_s(world.api.call("GET", waiting)["metadata"]["uid"]) > ended_s
     assert not any(one.is_alive(world) for one in jobs)
     mount.gone()
     assert bystander.is_alive(world)

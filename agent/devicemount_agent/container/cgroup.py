@@ -8,6 +8,7 @@ topmost match counts, nothing below it.
 
 import os
 import re
+from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -61,19 +62,17 @@ def container_cgroup(
     return Cgroup(version=own.version, path=path, hierarchy=own.hierarchy)
 
 
-def freezer_cgroup(
-    pid: int, *, container_id: ContainerID, pod_uid: PodUID, root: Path = CGROUP_ROOT
-) -> Cgroup | None:
-    """Return the container's cgroup in the hierarchy that freezes, None if it has none there.
+def freezer_cgroup(pid: int, *, pod_uid: PodUID, root: Path = CGROUP_ROOT) -> Cgroup | None:
+    """Return the cgroup of a process's pod in the hierarchy that freezes; None: it has none there.
 
     Raises ProcessLookupError.
     """
     own = _cgroup_of(pid, controller="freezer", root=root)
     below = own.path.relative_to(own.hierarchy)
     owner = identify(below)
-    if owner is None or (owner.pod_uid, owner.container_id) != (pod_uid, container_id):
+    if owner is None or owner.pod_uid != pod_uid:
         return None
-    return replace(own, path=own.hierarchy.joinpath(*below.parts[: owner.depth]))
+    return replace(own, path=own.hierarchy.joinpath(*below.parts[: owner.depth - 1]))
 
 
 def owner_of(
@@ -88,11 +87,18 @@ def owner_of(
     return (None, None) if owner is None else (owner.pod_uid, owner.container_id)
 
 
-def processes_in(cgroup: Cgroup) -> Iterator[int]:
-    """Yield the processes that are in a cgroup, or below it, at the moment."""
-    for directory, _, _ in os.walk(cgroup.path):
+def processes_in(cgroup: Path) -> Iterator[int]:
+    """Yield the processes that are in a cgroup, or below it, at the moment.
+
+    However deep a tenant nests its own: os.walk recurses.
+    """
+    waiting = deque([cgroup])
+    while waiting:
+        directory = waiting.popleft()
         with suppress(OSError):  # it has gone, or holds threads only: those of a process above it
-            yield from map(int, Path(directory, "cgroup.procs").read_text().split())
+            yield from map(int, (directory / "cgroup.procs").read_text().split())
+        with suppress(OSError):  # no path leads any deeper
+            waiting += _directories(directory)
 
 
 def process_cgroup(pid: int, *, root: Path = CGROUP_ROOT) -> Cgroup:
@@ -120,19 +126,47 @@ def pod_cgroup(pod_uid: PodUID, *, root: Path = CGROUP_ROOT) -> Path | None:
 
 
 def pod_below(hierarchy: Path, pod_uid: PodUID) -> Path | None:
-    """Find it by its name; not inside of pods, where names are tenants'."""
+    """Find it by its name."""
+    return next((path for path in _pods_below(hierarchy) if _pod_uid(path) == pod_uid), None)
+
+
+def _pods_below(hierarchy: Path) -> Iterator[Path]:
+    """Yield what is named like a pod; nothing inside of it, where names are tenants'."""
     level = [hierarchy]
     for _ in range(POD_DEPTH_LIMIT):
         below: list[Path] = []
         for directory in level:
             for path in _directories(directory):
-                pod = _POD.fullmatch(path.name)
-                if pod is None:
+                if _pod_uid(path) is None:
                     below.append(path)
-                elif pod["uid"].replace("_", "-") == pod_uid:
-                    return path
+                else:
+                    yield path
         level = below
-    return None
+
+
+def _pod_uid(path: Path) -> str | None:
+    pod = _POD.fullmatch(path.name)
+    return pod["uid"].replace("_", "-") if pod else None
+
+
+def cgroups_of(pod_uid: PodUID, container_id: ContainerID) -> tuple[Cgroup, ...]:
+    """Find a container's cgroups by name, whatever the runtime says of it; none once it is gone."""
+    own = process_cgroup(os.getpid())
+    pod = pod_below(own.hierarchy, pod_uid)
+    return tuple(
+        replace(own, path=path)
+        for path in (_directories(pod) if pod else ())
+        if (named := _CONTAINER.fullmatch(path.name)) and named["id"] == container_id
+    )
+
+
+def every_container() -> Iterator[Cgroup]:
+    """Yield the cgroups of all containers of the node, by name."""
+    own = process_cgroup(os.getpid())
+    for pod in _pods_below(own.hierarchy):
+        for path in _directories(pod):
+            if _CONTAINER.fullmatch(path.name):
+                yield replace(own, path=path)
 
 
 def _directories(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from typing import TypeVar
 import grpc
 import grpc.aio
 
-from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts, facts_from
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts, facts_from, handler_from
 from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
 from devicemount_agent.sockets import channel_to
@@ -127,12 +127,30 @@ class Runtime:
 
     async def sandbox(self, pod_uid: PodUID) -> SandboxFacts | None:
         """Return the newest sandbox of a pod, or None."""
+        newest = await self._newest_sandbox(pod_uid)
+        return None if newest is None else _sandbox_facts(newest)
+
+    async def handler(self, pod_uid: PodUID) -> str:
+        """Return which runtime a pod is of, by the name in the runtime's configuration.
+
+        Empty where it does not say. CRI-O lists no handler; it says it of one sandbox, verbosely.
+        """
+        newest = await self._newest_sandbox(pod_uid)
+        if newest is None or newest.runtime_handler:
+            return newest.runtime_handler if newest is not None else ""
+        request = cri_pb2.PodSandboxStatusRequest(pod_sandbox_id=newest.id, verbose=True)
+        try:
+            answer = await _answered(self._stub.PodSandboxStatus(request, timeout=CALL_TIMEOUT_S))
+        except _NotFound:
+            return ""
+        return handler_from(answer.info.get("info", ""))
+
+    async def _newest_sandbox(self, pod_uid: PodUID) -> cri_pb2.PodSandbox | None:
         request = cri_pb2.ListPodSandboxRequest(
             filter=cri_pb2.PodSandboxFilter(label_selector={POD_UID_LABEL: str(pod_uid)})
         )
         answer = await _answered(self._stub.ListPodSandbox(request, timeout=CALL_TIMEOUT_S))
-        newest = max(answer.items, key=lambda sandbox: sandbox.created_at, default=None)
-        return None if newest is None else _sandbox_facts(newest)
+        return max(answer.items, key=lambda sandbox: sandbox.created_at, default=None)
 
     async def all_sandboxes(self) -> Mapping[PodUID, SandboxFacts]:
         """Return the sandboxes of this node that are ready."""

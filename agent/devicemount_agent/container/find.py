@@ -11,17 +11,25 @@ import asyncio
 import errno
 import os
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol
 
 from devicemount_agent.container.cgroup import Cgroup, container_cgroup
 from devicemount_agent.container.cri import ContainerFacts
 from devicemount_agent.container.first_process import first_process
-from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts, check_supported
+from devicemount_agent.container.runtimes import (
+    UNKNOWN,
+    RuntimeFacts,
+    check_handler,
+    check_program,
+    check_supported,
+)
 from devicemount_agent.errors import (
     ContainerMismatch,
     DeviceMountError,
     NodeUnavailable,
     TargetNotRunning,
+    UnsupportedRuntime,
 )
 from devicemount_agent.kernel.namespace import root_of
 from devicemount_agent.kernel.pidfd import has_ended
@@ -35,6 +43,8 @@ class Runtime(Protocol):
     async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None: ...
 
     async def container(self, container_id: ContainerID) -> ContainerFacts | None: ...
+
+    async def handler(self, pod_uid: PodUID) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ async def find(
 ) -> Container:
     """Find the running target container and prove it. The caller closes it.
 
-    Raises TargetNotRunning, ContainerMismatch, NodeUnavailable.
+    Raises TargetNotRunning, ContainerMismatch, UnsupportedRuntime, NodeUnavailable.
     """
     facts = await runtime.container(hint) if hint else None
     if facts is None or not _is_it(facts, target, pod_uid):
@@ -92,6 +102,8 @@ async def find(
             f" ({facts.pod_uid}), not {target.container} of {target.namespace}/{target.pod_name}"
         )
     check_supported(facts.runtime)  # what it calls its process may be anywhere
+    if not facts.runtime.is_known():
+        check_handler(await runtime.handler(pod_uid))
     pid = facts.pid or await asyncio.to_thread(first_process, facts.id, facts.pod_uid)
     if not pid:
         raise TargetNotRunning(f"container {facts.id[:12]} has no process")
@@ -115,7 +127,10 @@ def _proven(facts: ContainerFacts) -> Container:
         os.close(pidfd)
         raise _not_opened(facts, error) from error
     except ContainerMismatch:
-        os.close(pidfd)
+        try:
+            _check_machine(facts.pid, pidfd)
+        finally:
+            os.close(pidfd)
         raise
     container = Container(
         id=facts.id,
@@ -133,6 +148,20 @@ def _proven(facts: ContainerFacts) -> Container:
         container.close()
         raise TargetNotRunning(f"container {facts.id[:12]} has ended")
     return container
+
+
+def _check_machine(pid: int, pidfd: int) -> None:
+    """Raise UnsupportedRuntime for a virtual machine: it is in its pod's cgroup, not a container's.
+
+    It would never be in another: nobody is to wait for that.
+    """
+    try:
+        check_program(Path(f"/proc/{pid}"))
+    except FileNotFoundError:
+        return  # it has ended
+    except UnsupportedRuntime:
+        if not has_ended(pidfd):  # else it was another's
+            raise
 
 
 def _not_opened(facts: ContainerFacts, error: OSError) -> DeviceMountError:

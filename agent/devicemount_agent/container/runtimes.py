@@ -1,18 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which runtime a container is of, by CRI's verbose answer. Virtual machines, kernels in user space
-and WebAssembly are refused by name: what the agent can change on the node they do not look at.
+"""Which runtime a container is of, by CRI's verbose answer, or by its pod's runtime handler where
+that does not say (CRI-O). Virtual machines, kernels in user space and WebAssembly are refused by
+name: what the agent can change on the node they do not look at.
 
-A runtime that is not known by its name is judged by what its process is (graft/shape.py).
+A runtime that is not known by its name is judged by what its process is (also in graft/shape.py).
 """
 
 import json
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 from devicemount_agent.errors import UnsupportedRuntime
 
 _SHIM_OF_RUNC = "io.containerd.runc."  # of crun, youki, nvidia-container-runtime too: by its binary
+_HANDLER_OF_CRI_O = "io.kubernetes.cri-o.RuntimeHandler"
 _SANDBOXES = {
     "kata": "Kata Containers, a virtual machine",
     "runsc": "gVisor, a kernel in user space",
@@ -27,6 +29,17 @@ _SANDBOXES = {
     "lunatic": "Lunatic, WebAssembly",
     "wws": "Wasm Workers Server, WebAssembly",
 }
+
+# What CRI calls the container's process is then a virtual machine or a kernel in user space.
+_PROGRAMS = (
+    "qemu",
+    "cloud-hypervisor",
+    "firecracker",
+    "stratovirt",
+    "crosvm",
+    "runsc",
+    "containerd-shim-kata",  # with the hypervisor in it
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +67,28 @@ UNKNOWN = RuntimeFacts()
 def check_supported(runtime: RuntimeFacts) -> None:
     """Raise UnsupportedRuntime, naming it."""
     for name in runtime.names():
-        for mark, what in _SANDBOXES.items():
-            if mark in name:
-                raise UnsupportedRuntime(f"its runtime is {name}: {what}")
+        _check_name("runtime", name)
+
+
+def check_handler(name: str) -> None:
+    """Raise UnsupportedRuntime, naming it, for what an administrator calls a sandboxed runtime."""
+    _check_name("runtime handler", name)
+
+
+def check_program(process: Path) -> None:
+    """Raise UnsupportedRuntime if this process, a directory of /proc, is no container's.
+
+    Raises FileNotFoundError, ProcessLookupError; it may have been another's: the caller looks.
+    """
+    program = (process / "exe").readlink().name.removeprefix("memfd:")
+    if program.startswith(_PROGRAMS):
+        raise UnsupportedRuntime(f"its process is {program}: a sandboxed runtime")
+
+
+def _check_name(what: str, name: str) -> None:
+    for mark, kind in _SANDBOXES.items():
+        if mark in name:
+            raise UnsupportedRuntime(f"its {what} is {name}: {kind}")
 
 
 def facts_from(info: str) -> RuntimeFacts:
@@ -74,6 +106,13 @@ def facts_from(info: str) -> RuntimeFacts:
         allows_all=_allows_all(resources.get("devices")),
         has_own_users=_has_own_users(namespaces),
     )
+
+
+def handler_from(info: str) -> str:
+    """Parse what CRI-O puts under "info" of a verbose PodSandboxStatus."""
+    said = _object(json.loads(info)) if info else {}
+    annotations = _object(_object(said.get("runtimeSpec")).get("annotations"))
+    return _text(annotations.get(_HANDLER_OF_CRI_O))
 
 
 def _has_own_users(namespaces: object) -> bool | None:

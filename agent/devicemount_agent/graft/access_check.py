@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from devicemount_agent.container.cgroup import Cgroup
+from devicemount_agent.container.cgroup import Cgroup, CgroupVersion
 from devicemount_agent.graft.numbers import mknod_arguments
-from devicemount_agent.kernel.files import closing
+from devicemount_agent.kernel.files import closing, lines_of
 from devicemount_agent.kernel.mount import detached_tmpfs
 from devicemount_agent.model import Access, DeviceNumber
 
-TIMEOUT_S = 2.0  # a frozen cgroup: who joins it stops
+TIMEOUT_S = 2.0  # a cgroup that is frozen just then: who joins it stops
 
 
 class CheckFailed(OSError):
@@ -74,4 +74,16 @@ def refused(
 
 def may_access(cgroup: Cgroup, number: DeviceNumber, access: Access, *, hold: Path) -> bool:
     """Say whether a process in this cgroup may open the device. Raises CheckFailed."""
+    if _is_frozen(cgroup):
+        raise CheckFailed(f"no answer from inside {cgroup.path}: it is frozen")
     return not refused(cgroup.path, {number: access}, hold=hold)
+
+
+def _is_frozen(cgroup: Cgroup) -> bool:
+    """Say whether who joins it would stop: on v2 only, where the same cgroup freezes."""
+    try:
+        return cgroup.version is CgroupVersion.V2 and "frozen 1" in lines_of(
+            cgroup.path / "cgroup.events"
+        )
+    except FileNotFoundError:  # it is gone, or the topmost one, which nobody freezes
+        return False

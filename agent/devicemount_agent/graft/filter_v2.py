@@ -95,6 +95,18 @@ def attached(cgroup: Path) -> tuple[int, ...]:
         return bpf.prog_query(cgroup_fd).program_ids
 
 
+def may_deny(cgroup: Path) -> bool:
+    """Say whether a program of this cgroup itself does more than to allow all.
+
+    Raises FileNotFoundError when it is gone.
+    """
+    for program_id in attached(cgroup):
+        with suppress(FileNotFoundError), closing(bpf.prog_get_fd_by_id(program_id)) as prog_fd:
+            if not allows_all(bpf.prog_info(prog_fd).instructions):
+                return True
+    return False
+
+
 def effective(cgroup: Path) -> bytes:
     """Return which programs run for this cgroup, as bpf.EffectivePrograms says it."""
     with closing(_opened(cgroup)) as cgroup_fd:

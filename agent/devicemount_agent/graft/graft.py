@@ -9,7 +9,7 @@ import errno
 from collections.abc import Iterable, Mapping
 from typing import assert_never
 
-from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.container.cgroup import Cgroup, CgroupVersion
 from devicemount_agent.errors import TargetNotRunning
 from devicemount_agent.graft import filter_v1, subtree
 from devicemount_agent.graft.nodes import displace, missing, number_on_node, place
@@ -26,6 +26,7 @@ __all__ = [
     "missing",
     "number_on_node",
     "permit",
+    "permit_left",
     "place",
     "supported",
 ]
@@ -91,6 +92,29 @@ def permit(
         if want:
             raise _gone(container) from error
         return None
+
+
+def permit_left(
+    cgroup: Cgroup,
+    want: Mapping[DeviceNumber, Access],
+    *,
+    earlier: Mapping[DeviceNumber, Access],
+) -> None:
+    """Do the same in a cgroup of a container that the runtime calls ended, while there is one.
+
+    Processes of it may have been left. Raises FilterBlocked, OSError.
+    """
+    try:
+        match cgroup.version:
+            case CgroupVersion.V1:
+                filter_v1.apply(cgroup, want, earlier=earlier)
+            case CgroupVersion.V2:
+                subtree.apply_left(cgroup.path, want)
+            case _:
+                assert_never(cgroup.version)
+    except OSError as error:
+        if error.errno not in {errno.ENOENT, errno.ENODEV}:
+            raise
 
 
 def _gone(container: Container) -> TargetNotRunning:

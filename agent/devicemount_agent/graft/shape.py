@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from devicemount_agent.container.runtimes import check_program
 from devicemount_agent.errors import UnsupportedRuntime
 from devicemount_agent.graft.mountinfo import Mounted, mounts_in
 from devicemount_agent.graft.target import Container
@@ -21,21 +22,16 @@ NODE_PROCESS = Path("/proc/1")  # the agent sees the node's processes (hostPID)
 HOST_DEV = Path("/dev")
 _DEV = PurePosixPath("/dev")
 
-# What CRI calls the container's process is then a virtual machine or a kernel in user space.
-_SANDBOXES = ("qemu", "cloud-hypervisor", "firecracker", "stratovirt", "crosvm", "runsc")
-
 
 def supported(container: Container) -> None:
     """Raise UnsupportedRuntime, naming it, for a shape that the agent does not graft into."""
     process = Path(f"/proc/{container.init_pid}")
     try:
-        program = (process / "exe").readlink().name.removeprefix("memfd:")
+        check_program(process)
         mounts = (process / "ns/mnt").readlink()
     finally:
         container.check()  # else it was another process's
     node_mounts = (NODE_PROCESS / "ns/mnt").readlink()
-    if program.startswith(_SANDBOXES):
-        raise UnsupportedRuntime(f"its process is {program}: a sandboxed runtime")
     if mounts == node_mounts:
         raise UnsupportedRuntime("its process has the node's own mount namespace: a VM runtime")
     _check_users(process, container)

@@ -8,7 +8,7 @@ own affair.
 """
 
 import errno
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -49,11 +49,28 @@ def apply(container: Container, want: Mapping[DeviceNumber, Access]) -> Standing
 
 def granted(container: Container) -> frozenset[DeviceNumber]:
     """Return what programs of ours allow in any of the container's cgroups."""
+    return _granted_in((*levels(container), *below(container.cgroup.path)))
+
+
+def is_grafted(top: Path) -> bool:
+    """Say whether a program of ours allows anything in a cgroup or below it."""
+    return bool(_granted_in((top, *below(top))))
+
+
+def _granted_in(cgroups: Iterable[Path]) -> frozenset[DeviceNumber]:
     found: set[DeviceNumber] = set()
-    for level in dict.fromkeys((*levels(container), *below(container.cgroup.path))):
+    for level in dict.fromkeys(cgroups):
         with _unless_gone():
             found |= filter_v2.granted(level)
     return frozenset(found)
+
+
+def apply_left(top: Path, want: Mapping[DeviceNumber, Access]) -> None:
+    """Make the grafted permissions of a cgroup and of those below it, of all alike, `want`."""
+    filter_v2.apply(top, want)
+    for level in below(top):
+        with _unless_gone():
+            filter_v2.apply(level, want)
 
 
 def changed_below(standing: Standing, level: Path) -> bool:

@@ -64,7 +64,7 @@ def _why(container: Container, number: DeviceNumber, access: Access) -> str:
         case CgroupVersion.V1:
             denying = [p for p in above if not filter_v1.read(p).allows(number, access)]
         case CgroupVersion.V2:
-            denying = [path for path in above if filter_v2.attached(path)]
+            denying = [path for path in above if filter_v2.may_deny(path)]
         case _:
             assert_never(cgroup.version)
     names = ", ".join(str(path) for path in denying)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ends holders of a device, in rounds: TERM at first sight, KILL from a given moment on.
 
-Only those that block, and never a process of the node. By pidfd, opened before the process is
-looked at once more, so that the signal can reach nobody else. No round waits for a grace to pass:
-who calls holds the pod's lock. A process that KILL does not end (it waits in the kernel, state D)
-gets another one every few seconds at most, and is named.
+Only those that surely block, and never a process of the node. By pidfd, opened before the process
+is looked at once more, so that the signal can reach nobody else. No round waits for a grace to
+pass: who calls may hold the pod's lock. A process that KILL does not end (it waits in the kernel,
+state D) gets another one every few seconds at most, and is named.
 """
 
 import os
@@ -37,7 +37,7 @@ STUCK = "state D: KILL does not end it"
 
 _Identity = tuple[int, int]  # pid and start time
 
-# Stops the target container, and gives the processes in it: none comes or goes in the block.
+# Stops the target pod, and gives the processes in it: none comes or goes in the block.
 Stopped = Callable[[], AbstractContextManager[Iterable[int]]]
 
 
@@ -51,7 +51,7 @@ class Terms:
 
     def include(self, one: Found) -> bool:
         in_pods = one.pod_uid is not None and (self.pods is None or one.pod_uid in self.pods)
-        return one.blocking and in_pods and one.pid not in self.spared
+        return one.blocking and one.is_sure and in_pods and one.pid not in self.spared
 
 
 class Ending:
@@ -82,7 +82,7 @@ class Ending:
             has_signalled = True
 
     def strike(self, question: Question, stopped: Stopped) -> None:
-        """Kill in the target container only, which takes no search of the node."""
+        """Kill in the target pod only, which takes no search of the node."""
         until = time.monotonic() + STRIKE_S
         self._kill_stopped(question, Terms(kill_at=0.0), stopped, until=until)
 

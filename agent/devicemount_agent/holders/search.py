@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Finds every process of the node that has a device, and says whose it is.
 
-Counted per (container, device number): a process in a container with a grant of its own for a
-shared number is not our holder. A process elsewhere that could open the device by itself had it
-before us and keeps it after: it is named, and blocks nothing. Whatever is in the target or the
-shadow pod blocks, and so does a descriptor passed to somebody who could not open it. What a process
-of the target hides may be the device: it blocks too. docs/security.md lists what is not seen. Runs
-in a thread of the caller: nearly all of it is system calls, which let others run.
+Counted per (container, device number): a process in a container with a grant or an allocation of
+its own for a shared number is not our holder. A process elsewhere that could open the device by
+itself had it before us and keeps it after: it is named, and blocks nothing. Whatever else is in the
+target or the shadow pod blocks, and so does a descriptor passed to somebody who could not open it.
+What a process of the target hides may be the device: it blocks too. docs/security.md lists what is
+not seen. Runs in a thread of the caller: nearly all of it is system calls, which let others run.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
-from devicemount_agent.container.cgroup import CGROUP_ROOT, owner_of, process_cgroup
+from devicemount_agent.container.cgroup import CGROUP_ROOT, Cgroup, owner_of, process_cgroup
+from devicemount_agent.container.runtimes import RuntimeFacts
 from devicemount_agent.graft.access_check import CheckFailed, may_access
 from devicemount_agent.holders.describe import command, pid_inside, short_name
 from devicemount_agent.holders.hidden import hidden
@@ -34,6 +37,7 @@ from devicemount_agent.model import (
     PodUID,
 )
 
+BLOCK_DEVICES = Path("/sys/dev/block")
 MOUNTED = "has its file system mounted"
 DESCRIBED_LIMIT = 32  # as many as are told: each may cost its deadline
 _PASSES = 5  # over processes that were born since; a fork bomb must not keep us here
@@ -44,9 +48,27 @@ Owner = tuple[PodUID, ContainerID] | tuple[None, None]
 Users = Callable[[frozenset[DeviceNumber]], Mapping[int, frozenset[DeviceNumber]]]
 
 
+class Rules(Protocol):
+    """What the runtime was told that a container may open."""
+
+    @property
+    def permitted(self) -> frozenset[DeviceNumber]: ...
+    @property
+    def runtime(self) -> RuntimeFacts: ...
+
+
+# Asks the runtime, and waits for its answer; None: it does not say.
+Ask = Callable[[ContainerID], Rules | None]
+
+
 def nobody(_: frozenset[DeviceNumber]) -> Mapping[int, frozenset[DeviceNumber]]:
     """No such tool."""
     return {}
+
+
+def unsaid(_: ContainerID) -> Rules | None:
+    """No runtime to ask."""
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +82,7 @@ class Question:
     hold: Path
     cgroup_root: Path = CGROUP_ROOT
     users: Users = nobody
+    rules: Ask = unsaid
     first: frozenset[int] = frozenset()  # pids; a mount is theirs whose namespace they share
 
 
@@ -72,6 +95,7 @@ class Found:
     container_id: ContainerID | None
     blocking: bool
     note: str = ""
+    is_sure: bool = True  # else it may have had the device before us: nobody could say
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +135,7 @@ def find(question: Question, *, among: Iterable[int] | None = None) -> Iterator[
     devices = wanted(question.numbers)
     users = question.users(question.numbers)
     seen: set[str] = set()
-    allowed: dict[tuple[Path, DeviceNumber, Access], bool] = {}
+    judge = _Judge(question)
     for pid in _processes(question.first) if among is None else among:
         process = _living(question, pid)
         if process is None:
@@ -121,7 +145,7 @@ def find(question: Question, *, among: Iterable[int] | None = None) -> Iterator[
         for namespace in process.tasks.keys() - seen:
             has |= mounted(process.tasks[namespace], question.numbers)
         seen |= process.tasks.keys()
-        one = _judged(question, process, has=has, allowed=allowed) if has else None
+        one = judge.judged(process, has) if has else None
         if one is None and process.owner[0] == question.target and (note := hidden(pid)):
             one = Found(pid, *process.owner, blocking=True)
         if one is not None:
@@ -161,7 +185,7 @@ def _stacked(numbers: frozenset[DeviceNumber]) -> tuple[Sighting, ...]:
         above.name
         for number in sorted(numbers)
         if number.node_type is NodeType.BLOCK
-        for above in Path(f"/sys/dev/block/{number.major}:{number.minor}/holders").glob("*")
+        for above in (BLOCK_DEVICES / f"{number.major}:{number.minor}/holders").glob("*")
     )
     return tuple(
         Sighting(Holder(pid=0, command=name, pod_uid=None, container_id=None, blocking=True), pid=0)
@@ -208,32 +232,58 @@ def _living(question: Question, pid: int) -> _Process | None:
     return _Process(pid, tasks, owner)
 
 
-def _judged(
-    question: Question,
-    process: _Process,
-    *,
-    has: Held,
-    allowed: dict[tuple[Path, DeviceNumber, Access], bool],
-) -> Found | None:
-    """Say whose holder a process is; None if it is not one of ours, or has ended."""
-    pid, (pod_uid, container_id) = process.pid, process.owner
-    if container_id is not None:
-        has = {n: a for n, a in has.items() if (container_id, n) not in question.granted}
-    if not has:
-        return None
-    if pod_uid in {question.target, question.shadow}:
-        return Found(pid, pod_uid, container_id, blocking=True)
-    try:
-        cgroup = process_cgroup(process.task, root=question.cgroup_root)
-    except ProcessLookupError:
-        return None
-    blocking = False
-    for number, access in has.items():
-        key = (cgroup.path, number, access)
-        if key not in allowed:
-            try:
-                allowed[key] = may_access(cgroup, number, access, hold=question.hold)
-            except CheckFailed:
-                allowed[key] = False  # nothing proves that it had the device before us
-        blocking = blocking or not allowed[key]
-    return Found(pid, pod_uid, container_id, blocking=blocking)
+class _Judge:
+    """Says whose holders processes are, in one search: what it asked, it asks once."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._rules = cache(question.rules)
+        self._may = cache(self._asked)
+
+    def judged(self, process: _Process, has: Held) -> Found | None:
+        """Return None for one that is not our holder, or has ended."""
+        pid, (pod_uid, container_id) = process.pid, process.owner
+        left = self._not_its_own(process.owner, has)
+        if not left:
+            return None
+        if pod_uid in {self._question.target, self._question.shadow}:
+            return Found(pid, pod_uid, container_id, blocking=True)
+        try:
+            cgroup = process_cgroup(process.task, root=self._question.cgroup_root)
+        except ProcessLookupError:
+            return None
+        may = [self._may(cgroup, container_id, number, left[number]) for number in left]
+        is_sure = all(may) or False in may
+        return Found(pid, pod_uid, container_id, blocking=not all(may), is_sure=is_sure)
+
+    def _not_its_own(self, owner: Owner, has: Held) -> Held:
+        """Leave out what the process has by another grant of ours, or, in the target pod, by an
+        allocation of its container's own."""
+        pod_uid, container_id = owner
+        if container_id is None:
+            return has
+        left = {n: a for n, a in has.items() if (container_id, n) not in self._question.granted}
+        if not left or pod_uid != self._question.target:
+            return left
+        rules = self._rules(container_id)
+        own = frozenset[DeviceNumber]() if rules is None else rules.permitted
+        return {number: access for number, access in left.items() if number not in own}
+
+    def _asked(
+        self,
+        cgroup: Cgroup,
+        container_id: ContainerID | None,
+        number: DeviceNumber,
+        access: Access,
+    ) -> bool | None:
+        """Tell whether a container may open a device without us, None where nobody can say.
+
+        The kernel is asked; the runtime where that cannot be, as of a container that was paused.
+        """
+        try:
+            return may_access(cgroup, number, access, hold=self._question.hold)
+        except CheckFailed:
+            if container_id is None:
+                return False
+        rules = self._rules(container_id)
+        return None if rules is None else rules.runtime.allows_all or number in rules.permitted

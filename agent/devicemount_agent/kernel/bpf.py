@@ -118,7 +118,7 @@ class EffectivePrograms:
         if result < 0:
             raise OSError(-result, os.strerror(-result), "bpf prog_query")
         (count,) = _COUNT.unpack_from(self._attr, _COUNT_OFFSET)
-        return ctypes.string_at(self._ids_at, 4 * count)
+        return self._ids.raw[: 4 * count]
 
 
 def prog_attach(cgroup_fd: int, prog_fd: int, *, flags: int, replaced_fd: int) -> None:

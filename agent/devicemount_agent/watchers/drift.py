@@ -36,6 +36,7 @@ SWEEP_S = 0.25
 BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 30.0  # after what could not be repaired; doubled each time
 BURST_S = 10.0  # repairs that follow each other more closely are one burst
+BURST_LIMIT_S = 60.0  # then one that goes on is told of, and is another
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,10 @@ class _Burst:
     count: int
     first_s: float
     last_s: float
+
+    def end_s(self) -> float:
+        """Return when it is over, if nothing follows."""
+        return min(self.last_s + BURST_S, self.first_s + BURST_LIMIT_S)
 
 
 @dataclass(slots=True)
@@ -178,7 +183,7 @@ class Drift:
         if self._known - self._eyes.keys() - self._retries.keys():
             return -math.inf
         retries = (retry.at_s for retry in tuple(self._retries.values()))
-        bursts = (burst.last_s + BURST_S for burst in tuple(self._bursts.values()))
+        bursts = (burst.end_s() for burst in tuple(self._bursts.values()))
         return min((*retries, *bursts), default=math.inf)
 
     def _is_outdated(self) -> bool:
@@ -293,7 +298,7 @@ class Drift:
 
     def _end_bursts(self, now_s: float) -> None:
         for container_id, burst in tuple(self._bursts.items()):
-            if now_s - burst.last_s < BURST_S:
+            if now_s < burst.end_s():
                 continue
             del self._bursts[container_id]
             if burst.count > 1:

@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeAlias
 
-from devicemount_agent.allocation.kubelet import Checkpoint, Entry, PodResources
+from devicemount_agent.allocation.kubelet import Checkpoint, Entry, Listing, PodResources
 from devicemount_agent.allocation.read import other_with
 from devicemount_agent.errors import DeviceMountError
 from devicemount_agent.grafts import facts
@@ -49,7 +49,7 @@ async def watch(
                 if entries is not read:
                     read, pods, judged = entries, by_device(entries), None
                 if (now := ledger()) is not judged:
-                    judged, shared = now, elsewhere(pods, now)
+                    judged, shared = now, elsewhere(pods, now.grants.values())
                 if suspects := suspected(shared, losses):
                     await _judge(suspects, pod_resources, losses)
         except (DeviceMountError, OSError) as error:
@@ -67,13 +67,18 @@ def by_device(entries: Iterable[Entry]) -> Pods:
     return dict(pods)
 
 
-def elsewhere(pods: Pods, ledger: Ledger) -> tuple[Grant, ...]:
+def elsewhere(pods: Pods, grants: Iterable[Grant]) -> tuple[Grant, ...]:
     """Return the grants of which a device stands under another pod's UID too."""
     return tuple(
         grant
-        for grant in ledger.grants.values()
+        for grant in grants
         if any(pods.get((d.resource, d.id), set()) - {grant.shadow.uid} for d in grant.devices)
     )
+
+
+def other_pod(listing: Listing, grant: Grant) -> tuple[str, str] | None:
+    """Return another living pod (namespace, name) that has a device of the grant, or None."""
+    return other_with(listing, grant.target.namespace, grant.shadow.name, grant.ids())
 
 
 def suspected(shared: Iterable[Grant], losses: Losses) -> tuple[Grant, ...]:
@@ -89,7 +94,7 @@ def _is_safe(grant: Grant, losses: Losses) -> bool:
 async def _judge(suspects: Iterable[Grant], pod_resources: PodResources, losses: Losses) -> None:
     listing = await pod_resources.list()
     for grant in suspects:
-        other = other_with(listing, grant.target.namespace, grant.shadow.name, grant.ids())
+        other = other_pod(listing, grant)
         if other is None:
             continue
         if _is_safe(grant, losses):

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +23,7 @@ from devicemount_agent_api.identity_process import answer
 from devicemount_agent_api.tls import AGENT_NAME, agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
-from node.agent.containers import HIERARCHIES, Box, Lab, lab
+from node.agent.containers import HIERARCHIES, Actor, Box, Lab, lab
 
 from .fakes import FakeKubelet, FakePod, FakeRuntime, serve_kubelet, serve_runtime
 from .pki import Authority
@@ -106,6 +106,20 @@ class Node:
         pod = FakePod(box.pod_uid, NAMESPACE, name)
         self.runtime.add(pod, "notebook", container_id=box.id, pid=box.init_pid)
         return Target(pod, box)
+
+    def beside(
+        self,
+        target: Target,
+        *,
+        pass_fds: tuple[int, ...] = (),
+        permitted: Sequence[tuple[str, int, int]] = (),
+    ) -> Actor:
+        """Another container of the target pod, with devices by the runtime's spec."""
+        box = self.lab.container(pod_uid=PodUID(target.pod.uid), pass_fds=pass_fds)
+        self.runtime.add(target.pod, "sidecar", container_id=box.id, pid=box.init_pid)
+        self.runtime.containers[box.id].permitted = list(permitted)
+        assert isinstance(box.inside, Actor)
+        return box.inside
 
     def restarted(self, target: Target) -> Target:
         """The target's container ends and another one of the same pod runs."""
@@ -237,8 +251,9 @@ async def node(
 ) -> AsyncIterator[Node]:
     # The machine's first process may be out of sight where tests run; ours is the node's here.
     monkeypatch.setattr("devicemount_agent.graft.shape.NODE_PROCESS", Path("/proc/self"))
-    plugins = tmp_path / "device-plugins"
-    plugins.mkdir()
+    plugins = tmp_path / "kubelet/device-plugins"  # nothing of the kubelet's is ever mounted
+    for directory in (plugins, tmp_path / "kubelet/pod-resources", tmp_path / "runtime"):
+        directory.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as registration:  # its file is what counts, and stays
         registration.bind(str(plugins / "kubelet.sock"))
     made = Node(
@@ -251,9 +266,9 @@ async def node(
             files_directory=tmp_path / "files",
             profiles_directory=tmp_path / "profiles",
             node_root=Path("/"),
-            cri_socket=tmp_path / "cri.sock",
+            cri_socket=tmp_path / "runtime/cri.sock",
             device_plugins_directory=plugins,
-            pod_resources_socket=tmp_path / "kubelet.sock",
+            pod_resources_socket=tmp_path / "kubelet/pod-resources/kubelet.sock",
             hold=hold,
         ),
         authority=authority,

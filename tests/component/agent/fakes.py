@@ -45,6 +45,7 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         self.containers: dict[str, FakeContainer] = {}
         self.sandboxes: list[FakePod] = []
         self.lists = 0
+        self.asked = 0  # about one container
 
     def add(self, pod: FakePod, name: str, *, container_id: str, pid: int) -> None:
         labels = {
@@ -71,6 +72,7 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         return cri_pb2.ListContainersResponse(containers=found)
 
     async def ContainerStatus(self, request, context):  # type: ignore[no-untyped-def]
+        self.asked += 1
         known = self.containers.get(request.container_id)
         if known is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "an error occurred: not found")

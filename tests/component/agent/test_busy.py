@@ -26,8 +26,8 @@ async def test_a_loss_is_not_delayed_by_a_pod_that_is_worked_on(node: Node, card
             card.unplug()
             node.kubelet.healthy(RESOURCE, "card-1")
             await until(lambda: not can_open(other, "vcsa1"), "the loss is handled")
+            await until(lambda: not can_open(stuck, "vcs1"), "also that of the pod itself")
             await until(lambda: not allowed(third, VCSU), "the device that is gone is withheld")
-        await until(lambda: not can_open(stuck, "vcs1"), "the other loss is handled")
 
 
 async def test_what_is_waited_for_is_said_to_be_granted_only_while_it_can_be_used(

@@ -3,6 +3,7 @@
 why."""
 
 import asyncio
+import datetime
 import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 import grpc
 import pytest
 
+from chains import Link
 from devicemount_agent.__main__ import Agent
-from devicemount_agent_api.identity import Identity
+from devicemount_agent_api.identity import Identity, utc_now
 from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
+from devicemount_operator.handshake import explain, shake_hands
 
 from .conftest import DEADLINE_S, RESOURCE, Node, Target
 from .pki import Authority
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 OPERATOR = "devicemount-operator"
+SOON = datetime.timedelta(seconds=2)
 
 
 def replace(directory: Path, authority: Authority, scratch: Path) -> None:
@@ -149,4 +153,27 @@ async def test_a_renewed_authority_is_followed_without_a_restart(
             assert state.phase == pb.GRANTED
         with pytest.raises(grpc.aio.AioRpcError):  # it shows the new one at once
             await listed(node, operators["old-operator"])
+        assert target.box.inside.can_open("/dev/vcs1")
+
+
+async def test_certificates_that_expire_under_a_running_agent_are_named_and_the_device_opens(
+    node: Node, tmp_path: Path
+) -> None:
+    target, ours = node.target(), node.identity_of(OPERATOR)
+    port = int(node.settings.listen.rpartition(":")[2])
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+        signing = Link(node.authority.certificate, node.authority.key)
+        short = signing.leaf("devicemount-agent", until=utc_now() + SOON)
+        (node.settings.tls_directory / "tls.crt").write_bytes(short.chain_pem)
+        (node.settings.tls_directory / "tls.key").write_bytes(short.key_pem)
+        await eventually(node, f"503 the certificate in {node.settings.tls_directory} expired at ")
+        hands = await asyncio.to_thread(shake_hands, "127.0.0.1", port, ours)
+        said = explain(hands, ours, node="n1")
+        assert said.startswith("the certificate of the agent on node n1 expired at ")
+        assert target.box.inside.can_open("/dev/vcs1")
+        replace(node.settings.tls_directory, node.authority, tmp_path / "new")
+        await eventually(node, "200 ok")
+        (state,) = await listed(node, ours)
+        assert state.phase == pb.GRANTED
         assert target.box.inside.can_open("/dev/vcs1")

@@ -3,6 +3,7 @@
 the kernel and in what kubelet and runtime say; until all of it is explained nothing is granted.
 """
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,16 +12,47 @@ import grpc
 import pytest
 
 from devicemount_agent import rebuild
+from devicemount_agent.container.cgroup import (
+    CGROUP_ROOT,
+    Cgroup,
+    CgroupVersion,
+    every_container,
+)
+from devicemount_agent.graft import graft
+from devicemount_agent.holders import search
+from devicemount_agent.ledger import Removed
+from devicemount_agent.model import PodUID
 from devicemount_agent_api.v1 import agent_pb2 as pb
+from node.agent.containers import Lab
 
 from .conftest import Node, Shadow, Target
+from .test_drift import ON_V2, hierarchy
 from .test_mount import can_open, until
 from .test_recovery import readiness, ready
+
+__all__ = ["hierarchy"]
+
+ON_V1 = pytest.mark.parametrize("hierarchy", [CgroupVersion.V1], indirect=True, ids=["v1"])
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rebuild, "AGAIN_S", 0.05)
+
+
+@pytest.fixture(autouse=True)
+def seen_there(hierarchy: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who holds a device, and which programs there are, is told by the cgroups of this lab."""
+    former = search.Question.__init__.__defaults__
+    assert former
+    of_lab = tuple(hierarchy.root if one == CGROUP_ROOT else one for one in former)
+    monkeypatch.setattr(search.Question.__init__, "__defaults__", of_lab)
+    monkeypatch.setitem(rebuild.Rebuild.__init__.__kwdefaults__, "cgroup_root", hierarchy.root)
+
+    def containers() -> Iterator[Cgroup]:
+        return (one for one in every_container() if one.path.is_relative_to(hierarchy.top))
+
+    monkeypatch.setattr(rebuild, "every_container", containers)
 
 
 def alive(node: Node, target: Target, shadow: Shadow) -> Shadow:
@@ -125,6 +157,7 @@ async def test_a_grant_whose_reservation_went_meanwhile_is_a_loss(node: Node) ->
         await until(lambda: target.box.inside.process.poll() == -9, "killed")
 
 
+@ON_V1
 async def test_what_nothing_explains_keeps_it_from_granting_until_its_container_ends(
     node: Node,
 ) -> None:
@@ -153,6 +186,7 @@ async def test_what_nothing_explains_keeps_it_from_granting_until_its_container_
         assert await ready(node) == 200
 
 
+@ON_V1
 async def test_what_the_runtime_was_told_to_allow_needs_no_record(node: Node) -> None:
     async with node.agent():
         await granted(node, "notebook-0", "vcsa1")
@@ -183,6 +217,90 @@ async def test_after_a_boot_nothing_is_granted_and_all_can_be(
         assert (await node.remove(booted)).phase == pb.REMOVED
 
 
+def lose_journal(node: Node) -> None:
+    """Somebody removes its directory, or gives the agent another one."""
+    shutil.rmtree(node.settings.journal_directory)
+
+
+async def test_a_grant_whose_journal_is_gone_is_found_by_its_reservation(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    before = graft.allowed(target.box)
+    fd = target.box.inside.open("/dev/vcs1")
+    lose_journal(node)
+
+    async with node.agent():
+        (state,) = await node.states()
+        assert (state.phase, state.key) == (pb.GRANTED, target.key)
+        assert [s.uid for s in state.shadow_pods] == [shadow.pod.uid]
+        assert graft.allowed(target.box) == before
+        assert (await node.remove(target)).phase == pb.BUSY
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcs1")
+        assert await ready(node) == 200
+
+
+@ON_V2
+async def test_a_program_of_ours_tells_that_there_was_a_journal(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    lose_journal(node)
+
+    async with node.agent():
+        assert not can_open(target, "vcs1")
+        assert graft.allowed(target.box) == frozenset()
+        assert await ready(node) == 200
+
+
+@ON_V1
+async def test_what_others_have_by_themselves_does_not_delay_the_first_grant(node: Node) -> None:
+    own = node.target("own-0")
+    (own.box.cgroup.path / "devices.allow").write_text("c 7:1 rw")
+    target = node.target("notebook-0")
+    (target.box.cgroup.path / "devices.allow").write_text("c 7:2 rw")  # as NVIDIA's hook does
+    shadow = alive(node, target, node.reserved(target, "vcsa1"))
+
+    async with node.agent():
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+        assert await ready(node) == 200
+        assert (await node.remove(target)).phase == pb.REMOVED
+    assert "c 7:1 rw" in (own.box.cgroup.path / "devices.list").read_text()
+    assert "c 7:2 rw" in (target.box.cgroup.path / "devices.list").read_text()
+
+
+async def test_a_first_start_asks_no_container_and_keeps_nothing_aside(node: Node) -> None:
+    node.target()
+    async with node.agent():
+        assert await ready(node) == 200
+    async with node.agent():
+        assert await ready(node) == 200
+    assert node.runtime.asked == 0
+    assert not is_damage_kept(node)
+
+
+@ON_V2
+async def test_what_is_held_and_nothing_reserves_keeps_it_from_granting(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    fd = target.box.inside.open("/dev/vcs1")
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    lose_journal(node)
+    async with node.agent():
+        asked = node.runtime.asked
+        await until(lambda: node.runtime.asked > asked + 2, "looked at again and again")
+        assert "no journal of this boot" in (await readiness(node))[1]
+        assert not can_open(target, "vcs1")
+        with pytest.raises(grpc.aio.AioRpcError, match="damaged"):
+            await node.remove(target)
+        target.box.inside.close(fd)
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert await ready(node) == 200
+
+
 @pytest.fixture
 def small_disk(node: Node) -> Iterator[Path]:
     """The journal's file system, of which a few pages are left after some grants."""
@@ -202,19 +320,26 @@ def fill(directory: Path) -> Path:
     return path
 
 
+async def refused_for_want_of_room(
+    node: Node, target: Target, shadow: Shadow, *, times: int
+) -> None:
+    with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
+        for _ in range(20):  # a page of the file has some room still
+            await node.apply(target, shadow)
+            await node.remove(target)
+    for _ in range(times):
+        with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
+            await node.apply(target, shadow)
+
+
+@ON_V1
 async def test_a_full_disk_refuses_grants_and_lets_go_of_them(node: Node, small_disk: Path) -> None:
     async with node.agent():
         target, _ = await granted(node, "notebook-0", "vcs1")
         filler = fill(small_disk)
         other = node.target("other-0")
         reserved = alive(node, other, node.reserved(other, "vcsa1"))
-        with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
-            for _ in range(20):  # a page of the file has some room still
-                await node.apply(other, reserved)
-                await node.remove(other)
-        for _ in range(20):
-            with pytest.raises(grpc.aio.AioRpcError, match="no room for the journal"):
-                await node.apply(other, reserved)
+        await refused_for_want_of_room(node, other, reserved, times=20)
         assert can_open(target, "vcs1")
         assert (await node.remove(target)).phase == pb.REMOVED
         assert not can_open(target, "vcs1")
@@ -226,6 +351,33 @@ async def test_a_full_disk_refuses_grants_and_lets_go_of_them(node: Node, small_
         assert (state.phase, state.key) == (pb.GRANTED, other.key)
 
 
+@ON_V1
+async def test_refused_grants_use_up_no_room_for_removals(node: Node, small_disk: Path) -> None:
+    async with node.agent():
+        target, _ = await granted(node, "notebook-0", "vcs1")
+        fill(small_disk)
+        other = node.target("other-0")
+        reserved = alive(node, other, node.reserved(other, "vcsa1"))
+        fd = target.box.inside.open("/dev/vcs1")
+        await refused_for_want_of_room(node, other, reserved, times=300)
+        assert (await node.remove(target)).phase == pb.BUSY
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+    assert not can_open(target, "vcs1")
+
+
+@ON_V1
+async def test_room_for_removals_is_kept_over_a_restart(node: Node, small_disk: Path) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcs1")
+    async with node.agent() as agent:
+        fill(small_disk)
+        for number in range(200):
+            agent.journal.append(Removed(PodUID(f"{shadow.pod.uid}-{number}")))
+        assert (await node.remove(target)).phase == pb.REMOVED
+
+
+@ON_V1
 async def test_an_agent_starts_on_a_full_disk(node: Node, small_disk: Path) -> None:
     async with node.agent():
         target, _ = await granted(node, "notebook-0", "vcs1")

@@ -261,8 +261,9 @@ async def test_an_ancestor_that_denies_is_named_until_it_does_not(node: Node) ->
 
 
 @ON_V2
+@pytest.mark.parametrize("due", ["BURST_S", "BURST_LIMIT_S"], ids=["it is over", "it goes on"])
 async def test_a_burst_is_logged_when_it_begins_and_when_it_is_over(
-    node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    node: Node, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, due: str
 ) -> None:
     target = node.target()
     wiper = Wiper(node, target)
@@ -278,7 +279,7 @@ async def test_a_burst_is_logged_when_it_begins_and_when_it_is_over(
             wiper.wipe()
             await until(lambda times=times: counted() - before == times, "it is repaired")
         assert len(said("repaired mount=")) == 1
-        monkeypatch.setattr(drift, "BURST_S", 0.0)
+        monkeypatch.setattr(drift, due, 0.0)
         await swept(agent)
         (summary,) = said("repaired repeatedly")
         assert "times=3" in summary

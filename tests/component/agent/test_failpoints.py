@@ -4,9 +4,11 @@ brings it to its end, nobody keeps what nobody reserves, and a bystander notices
 """
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
@@ -15,14 +17,16 @@ from devicemount_agent.graft import graft
 from devicemount_agent.model import DeviceNumber
 from devicemount_agent_api.failpoints import Failpoint
 from devicemount_agent_api.v1 import agent_pb2 as pb
+from devicemount_node_api import deviceplugin_pb2
 
 from .conftest import DEADLINE_S, RESOURCE, Node, Shadow, Target
 from .process import agent_process
-from .test_damage import alive
+from .test_damage import ON_V1, alive
 from .test_drift import Wiper, hierarchy
+from .test_edits import driver, mounted, names, there
 from .test_mount import can_open, until
 
-__all__ = ["hierarchy"]
+__all__ = ["driver", "hierarchy"]
 
 BYSTANDER_UID = "99999999-bbbb-4bbb-8bbb-999999999999"
 
@@ -223,6 +227,54 @@ async def test_killed_at_any_point_of_anything(node: Node, name: str, point: Fai
     async with node.agent():
         await deed.after(made)
         await is_gone(made)
+
+
+def with_files(node: Node, target: Target, driver: Path) -> Shadow:
+    """A shadow pod with a CDI device: its node, a directory, a file, a link, environment."""
+    read_only = {"options": ["ro", "nosuid", "nodev", "bind"]}
+    mounts = {"/opt/vendor/lib": driver / "lib", "/usr/bin/vendor-tool": driver / "tool"}
+    link = ["hook", "create-symlinks", "--link", "vendor/lib/libone.so::/opt/libvendor.so"]
+    edits = {
+        "deviceNodes": [{"path": "/dev/vcs1"}],
+        "mounts": [
+            {"containerPath": inside, "hostPath": str(host)} | read_only
+            for inside, host in mounts.items()
+        ],
+        "hooks": [{"hookName": "createContainer", "path": "/usr/bin/hook", "args": link}],
+        "env": ["VENDOR_DEVICE=vcs1"],
+    }
+    devices = [{"name": "vcs1", "containerEdits": edits}]
+    spec = {"cdiVersion": "0.6.0", "kind": RESOURCE, "devices": devices}
+    directory = node.directory / "cdi"
+    directory.mkdir()
+    (directory / "vendor.json").write_text(json.dumps(spec))
+    node.settings = replace(node.settings, cdi_directory=directory)
+    shadow = node.shadow(target)
+    name = deviceplugin_pb2.CDIDevice(name=f"{RESOURCE}=vcs1")
+    answer = deviceplugin_pb2.ContainerAllocateResponse(cdi_devices=[name])
+    node.kubelet.choose(shadow.pod, RESOURCE, {"vcs1": []}, answer=answer)
+    return alive(node, target, shadow)
+
+
+@ON_V1
+@pytest.mark.parametrize("point", _OUT, ids=lambda point: point.value)
+async def test_killed_while_it_takes_back_what_came_with_a_device(
+    node: Node, driver: Path, point: Failpoint
+) -> None:
+    target = node.target()
+    before = names(target)
+    shadow = with_files(node, target, driver)
+    async with agent_process(node, point) as running:
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+        assert there(target, "/opt/libvendor.so").read_text() == "one"
+        running.arm()
+        await _called(node.remove(target))
+        await running.ended()
+    async with node.agent():
+        await answered(partial(node.remove, target), pb.REMOVED)
+        assert not can_open(target, "vcs1")
+        assert mounted(target) == set()
+        assert names(target) == before
 
 
 def test_every_point_of_the_agent_is_in_the_matrix() -> None:

@@ -5,13 +5,14 @@ terminations that something gets in the way of.
 
 import asyncio
 import signal
+from collections.abc import Collection
 
 import pytest
 
 from devicemount_agent.container.cgroup import processes_in
 from devicemount_agent.errors import FilterBlocked
 from devicemount_agent.graft import graft
-from devicemount_agent.model import PodUID
+from devicemount_agent.ledger import Grant
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from node.agent.containers import in_freezer
 
@@ -21,22 +22,33 @@ from .test_loss import mounted, uid
 from .test_mount import can_open, until
 
 
-async def test_the_next_mount_waits_until_the_former_holders_have_ended(node: Node) -> None:
+async def test_the_next_mount_waits_until_the_former_holders_have_ended(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Its container runs already: it could open the device milliseconds after the choice."""
     async with node.agent() as agent:
         target, shadow = await mounted(node)
         target.box.inside.open("/dev/vcs1")
         other = node.target("notebook-1")
-        async with agent.grafts.lock(target.box.pod_uid):  # what keeps the loss from being handled
-            node.kubelet.forget(shadow.pod)
-            heir = node.reserved(other, "vcs1", ordinal=1)
-            applied = asyncio.create_task(node.apply(other, heir))
+        revoke, go_on = agent.grafts.revoke, asyncio.Event()
+
+        async def slow(grants: Collection[Grant]) -> None:
+            await go_on.wait()
+            await revoke(grants)
+
+        monkeypatch.setattr(agent.grafts, "revoke", slow)
+        node.kubelet.forget(shadow.pod)
+        heir = node.reserved(other, "vcs1", ordinal=1)
+        applied = asyncio.create_task(node.apply(other, heir))
+        try:
             await until(lambda: agent.losses.has_begun(uid(shadow)), "it is lost")
-            await until(lambda: PodUID(heir.pod.uid) in agent.grafts.ledger.grants, "its intent")
-            asked = node.kubelet.lists
-            await until(lambda: node.kubelet.lists > asked + 3, "time for a grant has passed")
+            await until(lambda: uid(heir) in agent.grafts.ledger.grants, "its intent")
+            third = node.target("notebook-2")
+            await node.apply(third, node.reserved(third, "vcsa1", ordinal=2))
             assert not can_open(other, "vcs1"), "two tenants would have it"
             assert target.box.inside.process.poll() is None
+        finally:
+            go_on.set()
         assert (await applied).phase == pb.GRANTED
         assert target.box.inside.process.poll() == -signal.SIGKILL
 
@@ -91,4 +103,4 @@ async def test_who_moves_on_from_child_to_child_does_not_escape(node: Node) -> N
             await until(lambda: agent.fences.stands(uid(shadow)), "the fence is seen")
             guard.vanish()
             await until(lambda: agent.losses.is_settled(uid(shadow)), "nobody has it")
-        assert [*processes_in(target.box.cgroup)] == [inside.pid], "it held nothing any more"
+        assert [*processes_in(target.box.cgroup.path)] == [inside.pid], "it held nothing any more"

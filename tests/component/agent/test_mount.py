@@ -151,21 +151,30 @@ async def test_ids_alone_prove_nothing(node: Node) -> None:
         assert not can_open(target, "vcs1")
 
 
-@pytest.mark.parametrize(
-    "shown",
-    [None, ("hold", {RESOURCE: ["another"]}), ("sidecar", {RESOURCE: ["vcs1"]})],
-    ids=["not at all", "with another id", "in another container"],
-)
-async def test_nothing_is_granted_while_list_shows_the_shadow_pod(
-    node: Node, shown: tuple[str, dict[str, list[str]]] | None
-) -> None:
+async def test_nothing_is_granted_while_list_does_not_show_the_shadow_pod(node: Node) -> None:
     target = node.target()
     shadow = node.reserved(target, "vcs1")
     node.kubelet.forget(shadow.pod)
-    if shown:
-        node.kubelet.shown[shadow.pod.namespace, shadow.pod.name] = shown
     async with node.agent() as agent:
         assert (await node.apply(target, shadow, timeout_s=0.7)).phase == pb.WAITING
+        assert not can_open(target, "vcs1")
+        assert not agent.journal.ledger.grants
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [("hold", {RESOURCE: ["another"]}), ("sidecar", {RESOURCE: ["vcs1"]})],
+    ids=["with another id", "in another container"],
+)
+async def test_what_lasts_between_the_kubelets_two_sources_is_no_success_and_no_wait(
+    node: Node, shown: tuple[str, dict[str, list[str]]]
+) -> None:
+    target = node.target()
+    shadow = node.reserved(target, "vcs1")
+    node.kubelet.shown[shadow.pod.namespace, shadow.pod.name] = shown
+    async with node.agent() as agent:
+        reason, _ = await refusal(node.apply(target, shadow, timeout_s=2))
+        assert reason == "AllocationUnknown"
         assert not can_open(target, "vcs1")
         assert not agent.journal.ledger.grants
 

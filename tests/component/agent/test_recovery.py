@@ -6,8 +6,9 @@ is cut.
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields
 
 import grpc
@@ -18,8 +19,9 @@ from devicemount_agent_api.tls import agent_channel
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from devicemount_agent_api.v1 import agent_pb2_grpc
 
-from .conftest import DEADLINE_S, Node
-from .test_mount import can_open, until
+from .conftest import DEADLINE_S, Node, Target
+from .test_loss import competitor
+from .test_mount import can_open, seen, until
 
 POINTS = [Failpoint.AGENT_AFTER_INTENT, Failpoint.AGENT_AFTER_GRANT]  # all: test_failpoints.py
 
@@ -116,6 +118,53 @@ async def test_a_wiped_filter_is_granted_again_at_the_start(node: Node) -> None:
         assert can_open(target, "vcs1")
 
 
+@contextmanager
+def watched(target: Target) -> Iterator[list[str]]:
+    """Open the device over and over; tell each time that it could be."""
+    opened: list[str] = []
+    is_over = threading.Event()
+
+    def look() -> None:
+        while not is_over.is_set():
+            if can_open(target, "vcs1"):
+                opened.append("opened")
+
+    looker = threading.Thread(target=look)
+    looker.start()
+    try:
+        yield opened
+    finally:
+        is_over.set()
+        looker.join()
+
+
+async def test_a_device_that_is_anothers_by_now_is_not_granted_again(node: Node) -> None:
+    target = node.target()
+    shadow = node.reserved(target, "vcs1")
+    async with node.agent():
+        await node.apply(target, shadow)
+    (target.box.cgroup.path / "devices.deny").write_text("c 7:1 rw")
+    node.kubelet.forget(shadow.pod)
+    competitor(node, target)
+    with watched(target) as opened:
+        async with node.agent():
+            await seen(node, pb.LOST_PHASE)
+    assert not opened
+
+
+async def test_a_kubelet_that_has_just_begun_is_no_loss(node: Node) -> None:
+    target = node.target()
+    competitor(node, target)
+    node.kubelet.shown.clear()  # that pod is gone: the kubelet's file names it still
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+    (target.box.cgroup.path / "devices.deny").write_text("c 7:1 rw")
+    node.kubelet.shown.clear()
+    async with node.agent():
+        assert [state.phase for state in await node.states()] == [pb.GRANTED]
+        assert can_open(target, "vcs1")
+
+
 async def test_a_removed_mount_stays_removed(node: Node) -> None:
     target = node.target()
     shadow = node.reserved(target, "vcs1")
@@ -139,6 +188,7 @@ async def test_a_target_that_ended_meanwhile_is_told(node: Node) -> None:
     async with node.agent():
         assert [state.phase for state in await node.states()] == [pb.TARGET_ENDED]
         assert (await node.remove(target)).phase == pb.REMOVED
+    assert not can_open(target, "vcs1"), "a process of it that lives on has lost the device too"
 
 
 async def ready(node: Node) -> int:

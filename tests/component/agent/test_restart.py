@@ -7,8 +7,9 @@ import time
 
 import pytest
 
+from devicemount_agent.graft import graft
 from devicemount_agent.kernel import inotify
-from devicemount_agent.model import PodUID
+from devicemount_agent.model import DeviceNumber, PodUID
 from devicemount_agent_api.v1 import agent_pb2 as pb
 
 from .conftest import DEADLINE_S, Node, Shadow, Target
@@ -48,6 +49,16 @@ async def test_many_times_within_a_moment_with_the_same_device(node: Node) -> No
         assert removed.phase == pb.REMOVED, removed
         assert not can_open(target, "vcs1")
     assert max(took_s) < 1.0, took_s
+
+
+async def test_nothing_is_left_in_the_cgroup_of_the_container_that_ended(node: Node) -> None:
+    async with node.agent():
+        former, _ = await mounted(node)
+        before = graft.allowed(former.box)
+        target = node.restarted(former)
+        await regrafted(node, target)
+        assert graft.allowed(target.box) == before
+        assert graft.allowed(former.box) == before - {DeviceNumber("c", 7, 1)}
 
 
 async def test_one_that_the_runtime_calls_running_later_than_its_cgroup_is_there(

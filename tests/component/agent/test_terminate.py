@@ -7,6 +7,7 @@ import signal
 import pytest
 
 from devicemount_agent.holders.end import ASKED, FOREIGN, MAIN
+from devicemount_agent.kernel.files import closing
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from node.agent.containers import Actor
 
@@ -61,6 +62,21 @@ async def test_the_main_process_is_named_and_ended_only_when_that_is_asked_for(n
         gone = await node.remove(target, policy=pb.TERMINATE, include_main=True)
         assert gone.phase == pb.REMOVED
         assert inside(target).process.wait(5) == -signal.SIGKILL
+
+
+async def test_a_sidecar_keeps_what_it_was_allocated_itself(node: Node) -> None:
+    """It neither blocks nor is it ended, though its pod is the target's."""
+    async with node.agent():
+        target, _ = await mounted(node)
+        with closing(os.open("/dev/vcs1", os.O_RDONLY)) as fd:
+            sidecar = node.beside(target, pass_fds=(fd,), permitted=[("c", 7, 1)])
+        inside(target).open("/dev/vcs1")
+        busy = await node.remove(target)
+        assert holders(busy).keys() == {inside(target).pid}
+        gone = await node.remove(target, policy=pb.TERMINATE, include_main=True)
+        assert gone.phase == pb.REMOVED
+        assert inside(target).process.wait(5) == -signal.SIGKILL
+        assert sidecar.process.poll() is None
 
 
 async def test_kill_comes_when_the_grace_has_passed_since_the_first_call(node: Node) -> None:

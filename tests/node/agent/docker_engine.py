@@ -88,6 +88,9 @@ class Engine:
             return False
         return True
 
+    async def handler(self, pod_uid: PodUID) -> str:
+        return ""
+
     async def running(self, pod_uid: PodUID, name: str | None = None) -> ContainerID | None:
         wanted = [f"--filter=label=io.kubernetes.pod.uid={pod_uid}"]
         if name is not None:

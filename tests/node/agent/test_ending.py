@@ -10,14 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from devicemount_agent.graft.access_check import TIMEOUT_S
 from devicemount_agent.holders import end
 from devicemount_agent.holders.describe import states
 from devicemount_agent.holders.end import ASKED, FOREIGN, MAIN, STUCK, Ending, Terms
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import DeviceNode, Holder, PodUID
 
-from .containers import Actor, Box, Lab
-from .test_holders import Mount, disk, granted, mount
+from .containers import Actor, Box, Lab, thaw
+from .test_holders import Mount, Said, disk, granted, mount
 from .waiting import until
 
 __all__ = ["disk", "mount"]
@@ -101,6 +102,43 @@ def test_another_container_of_the_pod_is_ended_another_pod_is_named(mount: Mount
     assert notes(left) == {stranger.inside.pid: FOREIGN}
     assert status_of(sidecar.inside) == -signal.SIGKILL
     assert stranger.inside.process.poll() is None
+
+
+@pytest.fixture
+def paused(v2: Lab, hold: Path, vcsa: DeviceNode) -> Iterator[tuple[Mount, Box]]:
+    """A container of another pod that has the device, and cannot be asked whether it may."""
+    found = granted(v2, hold, vcsa)
+    other = passed_to(found)
+    (other.cgroup.path / "cgroup.freeze").write_text("1")
+    events = other.cgroup.path / "cgroup.events"
+    until(lambda: "frozen 1" in events.read_text(), what="it is frozen")
+    yield found, other
+    thaw(other.cgroup.path)
+
+
+def test_a_paused_container_is_not_killed_while_nobody_says_whether_it_may(
+    paused: tuple[Mount, Box],
+) -> None:
+    found, other = paused
+    began = time.monotonic()
+    left = found.end(Ending(), Terms(kill_at=0.0))
+    assert notes(left) == {other.init_pid: FOREIGN}
+    assert isinstance(other.inside, Actor)
+    assert other.inside.process.poll() is None
+    assert time.monotonic() - began < TIMEOUT_S, "its answer is not waited for"
+
+
+@pytest.mark.parametrize("is_own", [True, False], ids=["its own device", "another's"])
+def test_of_a_paused_container_the_runtime_says_whether_it_may(
+    paused: tuple[Mount, Box], *, is_own: bool
+) -> None:
+    found, other = paused
+    said = Said(found.numbers if is_own else frozenset())
+    found.rules = {other.id: said}.get
+    assert [one.blocking for one in found.holders()] == [not is_own]
+    assert found.end(Ending(), Terms(kill_at=0.0)) == ()
+    assert isinstance(other.inside, Actor)
+    assert (other.inside.process.poll() is None) is is_own
 
 
 def test_a_process_with_descriptors_in_flight_is_ended(mount: Mount) -> None:

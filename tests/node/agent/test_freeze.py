@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from devicemount_agent.container.cgroup import Cgroup, CgroupVersion, processes_in
+from devicemount_agent.container.cgroup import CgroupVersion, processes_in
 from devicemount_agent.holders.end import Ending, Terms
 from devicemount_agent.holders.freeze import Freezer
 from devicemount_agent.holders.search import Question
+from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import DeviceNode, PodUID
 
 from .containers import Box, Lab, in_freezer, thaw
-from .test_holders import give
+from .test_holders import give, granted
 from .waiting import until
 
 
@@ -52,7 +53,7 @@ def test_a_container_is_stopped_for_the_block(
     cgroup: tuple[Box, Path], freezer: Freezer, tmp_path: Path
 ) -> None:
     box, own = cgroup
-    with freezer.frozen(box):
+    with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
         assert is_frozen(own)
     until(lambda: not is_frozen(own), what="it runs again")
     assert list((tmp_path / "frozen").iterdir()) == []
@@ -61,10 +62,20 @@ def test_a_container_is_stopped_for_the_block(
 def test_what_its_owner_froze_stays_frozen(cgroup: tuple[Box, Path], freezer: Freezer) -> None:
     box, own = cgroup
     freeze(own)
-    with freezer.frozen(box):
+    with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
         assert is_frozen(own)
     assert is_frozen(own)
     thaw(own)
+
+
+def test_nobody_stops_its_own_pod(
+    cgroup: tuple[Box, Path], freezer: Freezer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's pod may be a target too, by a container for debugging."""
+    box, own = cgroup
+    monkeypatch.setattr(os, "getpid", lambda: box.init_pid)
+    with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
+        assert not is_frozen(own)
 
 
 def test_the_next_agent_thaws_what_an_agent_left_frozen(
@@ -72,7 +83,7 @@ def test_the_next_agent_thaws_what_an_agent_left_frozen(
 ) -> None:
     box, own = cgroup
     if (agent := os.fork()) == 0:
-        with freezer.frozen(box):
+        with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
             os._exit(137)
     os.waitpid(agent, 0)
     assert is_frozen(own)
@@ -95,7 +106,9 @@ def test_a_mark_of_something_else_is_not_written_to(tmp_path: Path) -> None:
 
 def test_a_container_without_such_a_cgroup_is_searched_as_it_is(v1: Lab, tmp_path: Path) -> None:
     box = v1.container()
-    with Freezer(tmp_path / "frozen", cgroup_root=v1.root).frozen(box):
+    with Freezer(tmp_path / "frozen", cgroup_root=v1.root).frozen(
+        box.pod_uid, box.cgroup.path.parent
+    ):
         box.check()
     assert not (tmp_path / "frozen").exists()
 
@@ -120,9 +133,42 @@ def test_who_goes_on_from_child_to_child_is_killed_where_it_stands(
 
     @contextmanager
     def stopped() -> Iterator[Iterator[int]]:
-        with freezer.frozen(box):
-            yield processes_in(Cgroup(box.cgroup.version, own, own))
+        with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
+            yield processes_in(own)
 
     Ending().round(question, Terms(kill_at=0.0), stopped=stopped)
     assert (own / "cgroup.procs").read_text().split() in ([], [str(box.init_pid)])
-    until(lambda: [*processes_in(box.cgroup)] == [box.init_pid], what="nobody else is left")
+    until(lambda: [*processes_in(box.cgroup.path)] == [box.init_pid], what="nobody else is left")
+
+
+def test_nor_does_one_escape_into_another_container_of_the_pod(
+    v2: Lab, tmp_path: Path, hold: Path, vcsa: DeviceNode
+) -> None:
+    freezer, mount = Freezer(tmp_path / "frozen", cgroup_root=v2.root), granted(v2, hold, vcsa)
+    with closing(os.open("/dev/vcsa", os.O_RDONLY)) as fd:
+        sidecar = v2.container(pod_uid=mount.box.pod_uid, pass_fds=(fd,))
+        sidecar.inside.tell("keep_moving", 20)
+        sidecar.inside.close(fd)
+    pod = mount.box.cgroup.path.parent
+
+    @contextmanager
+    def stopped() -> Iterator[Iterator[int]]:
+        with freezer.frozen(mount.box.pod_uid, pod):
+            yield processes_in(pod)
+
+    Ending().round(mount.question(), Terms(kill_at=0.0), stopped=stopped)
+    until(
+        lambda: {*processes_in(pod)} == {mount.box.init_pid, sidecar.init_pid},
+        what="nobody else is left",
+    )
+
+
+def test_two_threads_keep_it_stopped_until_both_are_through(
+    cgroup: tuple[Box, Path], freezer: Freezer
+) -> None:
+    box, own = cgroup
+    with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
+        with freezer.frozen(box.pod_uid, box.cgroup.path.parent):
+            assert is_frozen(own)
+        assert is_frozen(own)
+    until(lambda: not is_frozen(own), what="it runs again")

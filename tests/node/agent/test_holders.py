@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.container.runtimes import UNKNOWN, RuntimeFacts
 from devicemount_agent.graft import graft
 from devicemount_agent.holders.end import Ending, Terms
-from devicemount_agent.holders.search import MOUNTED, Question, search
+from devicemount_agent.holders.search import MOUNTED, Ask, Question, search, unsaid
 from devicemount_agent.model import (
     Access,
     ContainerID,
@@ -29,6 +30,14 @@ from .waiting import until
 ZERO = DeviceNumber("c", 1, 5)
 
 
+@dataclass(frozen=True)
+class Said:
+    """What the runtime says of a container."""
+
+    permitted: frozenset[DeviceNumber] = frozenset()
+    runtime: RuntimeFacts = UNKNOWN
+
+
 @dataclass
 class Mount:
     """A device granted to a container, and the two questions about it."""
@@ -39,6 +48,7 @@ class Mount:
     numbers: frozenset[DeviceNumber]
     shadow: PodUID = field(default_factory=lambda: PodUID(str(uuid.uuid4())))
     granted: frozenset[tuple[ContainerID, DeviceNumber]] = frozenset()
+    rules: Ask = unsaid
 
     def holders(self) -> tuple[Holder, ...]:
         """Return those in pods of this test; others on this machine have their own reasons."""
@@ -55,6 +65,7 @@ class Mount:
             granted=self.granted,
             hold=self.hold,
             cgroup_root=self.lab.root,
+            rules=self.rules,
         )
 
     def holders_in(self, box: Box) -> tuple[Holder, ...]:
@@ -249,6 +260,20 @@ def test_another_container_of_the_target_pod_blocks(mount: Mount, vcsa: DeviceNo
     graft.place(sidecar, [vcsa])
     sidecar.inside.open("/dev/vcsa")
     assert mount.holders() == (holder(sidecar),)
+
+
+def test_another_container_of_the_target_pod_keeps_what_it_was_allocated_itself(
+    mount: Mount, vcsa: DeviceNode, vcsu: DeviceNode
+) -> None:
+    sidecar = mount.lab.container(pod_uid=mount.box.pod_uid, restrict=lambda _: None)
+    graft.place(sidecar, [vcsa])
+    fd = sidecar.inside.open("/dev/vcsa")
+    said = {sidecar.id: Said(frozenset({vcsa.number}))}
+    mount.rules = said.get
+    assert mount.holders() == ()
+    said[sidecar.id] = Said(frozenset({vcsu.number}))
+    assert mount.holders() == (holder(sidecar),)
+    sidecar.inside.close(fd)
 
 
 def test_killing_ends_exactly_the_holders_that_block(mount: Mount, vcsa: DeviceNode) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+import vendor_answers as vendors
 from devicemount_agent.errors import NotAllowed, PathConflict, UnsupportedRuntime
 from devicemount_agent.graft import graft
 from devicemount_agent.graft.places import Places
@@ -119,6 +120,23 @@ def test_another_thing_at_the_path_is_a_conflict(
         graft.place(box, [vcsu, vcsa])
     assert str(caught.value) == f"something else stands at /dev/vcsa: {said}"
     assert names(box.root / "dev") == ["vcsa"]
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in vendors.cases() if c.refusal and c.refusal.is_at_graft], ids=str
+)
+def test_what_a_vendor_calls_alike_in_every_container_conflicts_with_itself(
+    box: Box, vcsa: DeviceNode, case: vendors.Case
+) -> None:
+    paths = [spec["container_path"] for entry in case.entries for spec in entry.answer["devices"]]
+    nodes = [moved(vcsa, path) for path in paths]
+    taken = [path for path in paths if path in case.expected["unsupported_reason"]]
+    assert case.refusal and case.refusal.reason == PathConflict.__name__
+    for path in taken:
+        make_node(box.root / path.lstrip("/"), DeviceNumber("c", 7, 64))
+    with pytest.raises(PathConflict, match=f"something else stands at {taken[0]}: c 7:64"):
+        graft.place(box, nodes)
+    assert names(box.root / "dev") == [Path(path).name for path in taken]
 
 
 def test_what_was_put_in_our_nodes_place_is_not_removed(box: Box, vcsa: DeviceNode) -> None:

@@ -14,12 +14,13 @@ from devicemount_agent import rebuild
 from devicemount_agent.container.cri import ContainerFacts, SandboxFacts
 from devicemount_agent.graft import graft
 from devicemount_agent.journal import Journal
-from devicemount_agent.ledger import Ledger
-from devicemount_agent.model import ContainerID, DeviceNode, PodUID
+from devicemount_agent.ledger import Ledger, Removed
+from devicemount_agent.model import Access, ContainerID, DeviceNode, DeviceNumber, PodUID
 
 from .containers import Box, Lab
 
 BOOT = "this-boot"
+TUN = DeviceNumber("c", 10, 200)
 
 
 class Runtime:
@@ -62,31 +63,31 @@ class Grafts:
 
 @pytest.fixture
 def damaged(tmp_path: Path) -> Iterator[Journal]:
-    Journal(tmp_path / "journal", boot_id=BOOT).close()
+    former = Journal(tmp_path / "journal", boot_id=BOOT)
+    former.append(Removed(PodUID("shadow-a")))
+    former.close()
     (tmp_path / "journal/journal").write_bytes(b"")
     journal = Journal(tmp_path / "journal", boot_id=BOOT)
     yield journal
     journal.close()
 
 
-async def test_what_only_our_program_allows_is_revoked(
-    v2: Lab,
-    damaged: Journal,
-    vcsa: DeviceNode,
-    hold: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    box = v2.container()
-    graft.place(box, [vcsa])
-    graft.permit(box, {vcsa.number: vcsa.access}, earlier={})
-    fd = box.inside.open("/dev/vcsa")
+@pytest.fixture
+def box(v2: Lab, monkeypatch: pytest.MonkeyPatch) -> Box:
+    """The node's only container."""
+    made = v2.container()
 
     async def find(*_: object, **__: object) -> Box:
-        return box
+        return made
 
     monkeypatch.setattr(Box, "close", lambda _: None, raising=False)
     monkeypatch.setattr(rebuild, "find", find)
-    once = rebuild.Rebuild(
+    return made
+
+
+@pytest.fixture
+def once(box: Box, v2: Lab, damaged: Journal, hold: Path) -> rebuild.Rebuild:
+    return rebuild.Rebuild(
         journal=damaged,
         grafts=cast(Any, Grafts(damaged)),
         runtime=cast(Any, Runtime(box)),
@@ -96,6 +97,14 @@ async def test_what_only_our_program_allows_is_revoked(
         cgroup_root=v2.root,
     )
 
+
+async def test_what_only_our_program_allows_is_revoked(
+    box: Box, once: rebuild.Rebuild, damaged: Journal, vcsa: DeviceNode
+) -> None:
+    graft.place(box, [vcsa])
+    graft.permit(box, {vcsa.number: vcsa.access}, earlier={})
+    fd = box.inside.open("/dev/vcsa")
+
     await once.run()
     assert not box.inside.can_open("/dev/vcsa")
     assert "has c 7:128 open, which nothing reserves" in once.amiss
@@ -104,5 +113,14 @@ async def test_what_only_our_program_allows_is_revoked(
     box.inside.close(fd)
     await once.run()
     assert once.amiss == ""
+    assert damaged.damage == ""
+    assert graft.allowed(box) == frozenset()
+
+
+async def test_so_is_what_runtimes_allow_by_themselves(
+    box: Box, once: rebuild.Rebuild, damaged: Journal
+) -> None:
+    graft.permit(box, {TUN: Access.READ | Access.WRITE}, earlier={})
+    await once.run()
     assert damaged.damage == ""
     assert graft.allowed(box) == frozenset()

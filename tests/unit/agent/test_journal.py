@@ -212,6 +212,95 @@ def test_a_journal_that_was_cut_is_damaged(directory: Path, keep: str) -> None:
     opened.close()
 
 
+@pytest.mark.parametrize("noted", [b"", b"spoilt\n"], ids=["emptied", "spoilt"])
+def test_records_whose_length_nobody_notes_are_damaged(directory: Path, noted: bytes) -> None:
+    raw = written(directory, Granted(grant()), Lost(PodUID("shadow-a")))
+    (directory / "journal").write_bytes(b"".join(raw.splitlines(keepends=True)[:2]))
+    (directory / "lock").write_bytes(noted)
+    assert reopened(directory)[1] == "how long it was is not noted"
+
+
+def test_what_is_missing_stays_missing_whatever_is_appended(directory: Path) -> None:
+    raw = written(directory, Granted(grant()), Removed(PodUID("shadow-a")))
+    (directory / "journal").write_bytes(b"".join(raw.splitlines(keepends=True)[:2]))
+
+    opened = Journal(directory, boot_id=BOOT)
+    for revision in range(3):
+        opened.append(Seen(KEY, order(revision), 1))
+    opened.close()
+
+    assert reopened(directory)[1].endswith(" bytes are missing at its end")
+
+
+def test_a_first_journal_is_told_from_one_without_grants(directory: Path) -> None:
+    for _ in range(2):  # until there is a record, nothing tells that there was one
+        opened = Journal(directory, boot_id=BOOT)
+        assert (opened.is_first, opened.damage) == (True, "")
+        opened.close()
+    written(directory, Seen(KEY, order(1), 1))
+    opened = Journal(directory, boot_id=BOOT)
+    assert not opened.is_first
+    opened.close()
+    booted = Journal(directory, boot_id="another-boot")
+    assert (booted.is_first, booted.damage) == (True, "")
+    booted.close()
+
+
+def test_a_death_at_the_first_record_is_no_damage(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Journal(directory, boot_id=BOOT)
+    real = os.pwrite
+
+    def dying(fd: int, data: bytes, offset: int) -> int:
+        real(fd, data, offset)
+        if b"kind" in data:
+            raise SystemExit
+        return len(data)
+
+    monkeypatch.setattr(os, "pwrite", dying)
+    with pytest.raises(SystemExit):
+        opened.append(Granted(grant()))
+    monkeypatch.undo()
+    opened.close()
+    ledger, damage = reopened(directory)
+    assert (list(ledger.grants), damage) == (["shadow-a"], "")
+
+
+def test_a_doubt_is_forgotten_only_with_a_journal_that_is_written_anew(directory: Path) -> None:
+    opened = Journal(directory, boot_id=BOOT)
+    opened.doubt("somebody took it")
+    with pytest.raises(NodeUnavailable, match="nothing is granted: somebody took it"):
+        opened.append(Granted(grant()))
+    opened.append(Seen(KEY, order(1), 1))
+    opened.close()
+    assert reopened(directory)[1] == "1 bytes are missing at its end"
+
+    opened = Journal(directory, boot_id=BOOT)
+    opened.renew([Granted(grant())])
+    opened.close()
+    ledger, damage = reopened(directory)
+    assert (list(ledger.grants), damage) == (["shadow-a"], "")
+
+
+def test_a_damaged_journal_is_that_until_another_one_stands_in_its_place(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Journal(directory, boot_id=BOOT)
+    opened.doubt("somebody took it")
+    opened.append(Seen(KEY, order(1), 1))
+
+    def dying(self: Path, target: Path) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(Path, "rename", dying)
+    with pytest.raises(SystemExit):
+        opened.renew([])
+    monkeypatch.undo()
+    opened.close()
+    assert reopened(directory)[1] == "1 bytes are missing at its end"
+
+
 def test_a_file_that_is_longer_than_noted_is_a_death_between_two_writes(directory: Path) -> None:
     written(directory, Granted(grant()))
     noted = (directory / "lock").read_bytes()
@@ -327,7 +416,7 @@ def test_any_prefix_of_any_log_never_grants_what_was_removed(
 
 
 @settings(deadline=None)
-@given(records=st.lists(RECORDS, max_size=12), cut=st.integers(0, 4000))
+@given(records=st.lists(RECORDS, min_size=1, max_size=12), cut=st.integers(0, 4000))
 def test_any_cut_of_what_was_noted_is_found(
     tmp_path_factory: pytest.TempPathFactory, records: list[Record], cut: int
 ) -> None:

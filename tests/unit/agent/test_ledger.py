@@ -146,6 +146,14 @@ def test_a_lost_grant_is_never_committed() -> None:
     assert said.grants[A].stage is Stage.LOST
 
 
+def test_a_lost_grant_is_never_granted_again_by_who_was_at_work_with_it() -> None:
+    begun = grant(A, "/dev/a")
+    for again in (begun, replace(begun, stage=Stage.COMMITTED)):
+        said = ledger(Granted(begun), lost(A), Granted(again))
+        assert said == ledger(Granted(begun), lost(A))
+    assert ledger(Granted(begun), lost(A), Removed(A), Granted(begun)).grants == {A: begun}
+
+
 def lost(uid: PodUID, *, reason: str = "ReservationLost", boot_ns: int = 7) -> Lost:
     return Lost(uid, Loss(Concern(reason, "what was seen"), kill_boot_ns=boot_ns))
 

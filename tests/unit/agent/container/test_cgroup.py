@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
+from devicemount_agent.container import cgroup
 from devicemount_agent.container.cgroup import container_cgroup, identify, owner_of, pod_below
 from devicemount_agent.errors import ContainerMismatch
 from devicemount_agent.model import ContainerID, PodUID
@@ -31,6 +32,13 @@ UNDERSCORED = UID.replace("-", "_")
             UID,
             4,
             id="systemd, containerd",
+        ),
+        pytest.param(
+            f"kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod{UNDERSCORED}.slice"
+            f"/docker-{ID}.scope",
+            UID,
+            4,
+            id="systemd, Docker",
         ),
         pytest.param(
             f"kubepods.slice/kubepods-pod{UNDERSCORED}.slice/crio-{ID}.scope/container",
@@ -87,6 +95,47 @@ def test_a_pods_cgroup_is_found_by_its_uid(tmp_path: Path, path: str) -> None:
 def test_what_a_tenant_names_like_a_pod_is_not_taken_for_it(tmp_path: Path) -> None:
     (tmp_path / f"kubepods/pod{OTHER_UID}/{ID}/pod{UID}/{OTHER_ID}").mkdir(parents=True)
     assert pod_below(tmp_path, PodUID(UID)) is None
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (f"kubepods/burstable/pod{UID}/{ID}",),
+        (
+            f"kubepods.slice/kubepods-pod{UNDERSCORED}.slice/crio-{ID}.scope",
+            f"kubepods.slice/kubepods-pod{UNDERSCORED}.slice/crio-conmon-{ID}.scope",
+        ),
+        (),
+    ],
+    ids=["cgroupfs", "systemd, with its monitor beside it", "it is gone"],
+)
+def test_a_containers_cgroups_are_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
+) -> None:
+    (tmp_path / f"kubepods/pod{OTHER_UID}/{OTHER_ID}/pod{UID}/{ID}").mkdir(parents=True)
+    (tmp_path / f"kubepods/pod{OTHER_UID}/{ID}").mkdir(parents=True)
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    own = cgroup.Cgroup(cgroup.CgroupVersion.V2, tmp_path / "agent", tmp_path)
+    monkeypatch.setattr(cgroup, "process_cgroup", lambda _: own)
+    found = cgroup.cgroups_of(PodUID(UID), ContainerID(ID))
+    assert {one.path for one in found} == {tmp_path / name for name in names}
+    everyone = {one.path.relative_to(tmp_path).as_posix() for one in cgroup.every_container()}
+    others = {f"kubepods/pod{OTHER_UID}/{one}" for one in (ID, OTHER_ID)}
+    assert everyone == others | set(names)
+
+
+def test_processes_are_found_however_deep_a_tenant_nests_its_cgroups(tmp_path: Path) -> None:
+    levels = [tmp_path.joinpath(*["c"] * depth) for depth in range(1500)]
+    for pid, level in enumerate(levels):
+        level.mkdir(exist_ok=True)
+        (level / "cgroup.procs").write_text(f"{pid}\n")
+    try:
+        assert [*cgroup.processes_in(tmp_path)] == [*range(1500)]
+    finally:
+        for level in reversed(levels):  # pytest would recurse
+            (level / "cgroup.procs").unlink()
+            level.rmdir()
 
 
 def test_a_process_outside_of_all_pods_is_nobodys() -> None:

@@ -9,8 +9,10 @@ import pytest
 from devicemount_agent.container.runtimes import (
     UNKNOWN,
     RuntimeFacts,
+    check_handler,
     check_supported,
     facts_from,
+    handler_from,
 )
 from devicemount_agent.errors import UnsupportedRuntime
 
@@ -29,6 +31,17 @@ def test_what_cannot_be_grafted_into_is_refused_by_name(answer: Path) -> None:
     with pytest.raises(UnsupportedRuntime) as refused:
         check_supported(facts)
     assert str(refused.value) == said["refused"]
+
+
+def test_cri_o_says_a_pods_handler_of_its_sandbox_only() -> None:
+    said = json.loads((ANSWERS[0].parent / "sandboxes/cri-o-kata.json").read_text())
+    assert said["source"]
+    handler = handler_from(json.dumps(said["info"]))
+    with pytest.raises(UnsupportedRuntime) as refused:
+        check_handler(handler)
+    assert str(refused.value) == said["refused"]
+    assert handler_from("") == handler_from("[]") == ""
+    check_handler("")
 
 
 @pytest.mark.parametrize(

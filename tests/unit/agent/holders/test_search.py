@@ -3,6 +3,7 @@
 takes one of a container that goes on hiding it for gone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -64,6 +65,21 @@ def test_one_of_a_container_that_goes_on_hiding_is_not_passed_over(
 ) -> None:
     with pytest.raises(PermissionError):
         process(says(PermissionError()), says(OWNER))
+
+
+def test_what_the_kernel_has_stacked_on_a_block_device_blocks_and_is_no_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As device mapper does; a character device of the same number is another one."""
+    monkeypatch.setattr(search, "BLOCK_DEVICES", tmp_path)
+    (tmp_path / "7:1/holders/dm-0").mkdir(parents=True)
+    (tmp_path / "7:2/holders").mkdir(parents=True)
+    numbers = (DeviceNumber("b", 7, 1), DeviceNumber("b", 7, 2), DeviceNumber("c", 7, 1))
+    told = [
+        [(one.holder.command, one.holder.blocking, one.pid) for one in search.sightings(asked, [])]
+        for asked in (replace(QUESTION, numbers=frozenset({number})) for number in numbers)
+    ]
+    assert told == [[("dm-0", True, 0)], [], []]
 
 
 def test_one_of_the_node_may_hide(process: Callable[[Says, Says], list[search.Found]]) -> None:
