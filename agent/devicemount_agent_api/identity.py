@@ -11,7 +11,7 @@ own. A process that starts within that time has only the new.
 
 import datetime
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -73,29 +73,48 @@ class Identity:
         """The trusted authorities in PEM."""
         return to_pem(self.authorities)
 
-    def fault_of(self, leaf: x509.Certificate, *, name: str, now: datetime.datetime) -> str:
-        """Say what is wrong with a certificate for who trusts what this one trusts.
+    def own_fault(self, *, name: str, now: datetime.datetime) -> str:
+        """Say what is wrong with the own certificate for a peer that trusts the same."""
+        return self.fault_of(self.leaf, by_way_of=self.intermediates, name=name, now=now)
+
+    def fault_of(
+        self,
+        leaf: x509.Certificate,
+        *,
+        by_way_of: Sequence[x509.Certificate],
+        name: str,
+        now: datetime.datetime,
+    ) -> str:
+        """Say what is wrong with a certificate, and the intermediates that are shown with it, for
+        who trusts what this one trusts.
 
         It is what follows "the certificate ...", "" if nothing is wrong.
         """
         try:
-            return self._fault_of(leaf, name=name, now=now)
+            return self._fault_of(leaf, by_way_of=by_way_of, name=name, now=now)
         except UNREADABLE as error:  # found late: parts of a certificate are parsed when asked for
             return f"cannot be read ({str(error)[:128]})"
 
-    def _fault_of(self, leaf: x509.Certificate, *, name: str, now: datetime.datetime) -> str:
+    def _fault_of(
+        self,
+        leaf: x509.Certificate,
+        *,
+        by_way_of: Sequence[x509.Certificate],
+        name: str,
+        now: datetime.datetime,
+    ) -> str:
         if now >= leaf.not_valid_after_utc:
             return f"expired at {_time(leaf.not_valid_after_utc)}"
         if now < leaf.not_valid_before_utc:
             return f"is not valid before {_time(leaf.not_valid_before_utc)}"
         if name not in (names := dns_names(leaf)):
             return f"is for {', '.join(names)[:128] or 'no DNS name'}, not for {name}"
-        issuers = [a for a in (*self.intermediates, *self.authorities) if is_signed_by(leaf, a)]
-        if not issuers:
+        weakest = _weakest_above(leaf, by_way_of=by_way_of, authorities=self.authorities)
+        if weakest is None:
             trusted = ", ".join(label(a.subject) for a in self.authorities)
             return f"is signed by {label(leaf.issuer)}, which is not trusted here: {trusted} is"
-        if now >= (end := max(issuer.not_valid_after_utc for issuer in issuers)):
-            return f"is signed by {label(leaf.issuer)}, which expired at {_time(end)}"
+        if now >= (end := weakest.not_valid_after_utc):
+            return f"is signed by {label(weakest.subject)}, which expired at {_time(end)}"
         return ""
 
 
@@ -188,7 +207,7 @@ class MountedIdentity:
         shown = self.now_shown()
         if shown is None or self._unread:
             return self._unread
-        wrong = shown.fault_of(shown.leaf, name=name, now=self._clock())
+        wrong = shown.own_fault(name=name, now=self._clock())
         return f"the certificate in {self._directory} {wrong}" if wrong else ""
 
 
@@ -217,6 +236,35 @@ def label(name: x509.Name) -> str:
 
 def to_pem(certificates: Iterable[x509.Certificate]) -> bytes:
     return b"".join(one.public_bytes(Encoding.PEM) for one in certificates)
+
+
+def _weakest_above(
+    leaf: x509.Certificate,
+    *,
+    by_way_of: Sequence[x509.Certificate],
+    authorities: Sequence[x509.Certificate],
+) -> x509.Certificate | None:
+    """Return what ends first of those between a certificate and a trusted authority.
+
+    The chain that lasts longest counts; None where none leads to an authority.
+    """
+    weakest = {one: one for one in authorities}  # of each that is trusted, and those above it
+    left = set(by_way_of) - set(weakest)
+    while found := {one: above for one in left if (above := _longest(one, weakest))}:
+        weakest |= {one: min(one, above, key=_end) for one, above in found.items()}
+        left -= set(found)
+    return _longest(leaf, weakest)
+
+
+def _longest(
+    signed: x509.Certificate, weakest: Mapping[x509.Certificate, x509.Certificate]
+) -> x509.Certificate | None:
+    above = [last for one, last in weakest.items() if is_signed_by(signed, one)]
+    return max(above, key=_end, default=None)
+
+
+def _end(certificate: x509.Certificate) -> datetime.datetime:
+    return certificate.not_valid_after_utc
 
 
 def _certificates(pem: bytes, *, what: str) -> list[x509.Certificate]:

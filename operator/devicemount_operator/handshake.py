@@ -18,6 +18,7 @@ from devicemount_agent_api.identity import UNREADABLE, Identity, label, utc_now
 from devicemount_agent_api.tls import AGENT_NAME, OPERATOR_NAME
 
 TIMEOUT_S = 1.0  # of each step; an agent that lives answers within milliseconds
+CHAIN_LIMIT = 10  # certificates that are looked at; who is not trusted may send anything
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Handshake:
 
     shown: x509.Certificate | None = None  # None: nobody answers, or not in TLS
     refused: bool = False  # it ended the connection when it had seen ours
+    by_way_of: tuple[x509.Certificate, ...] = ()  # what it sent with the one shown
 
 
 def shake_hands(ip: str, port: int, identity: Identity) -> Handshake:
@@ -35,9 +37,8 @@ def shake_hands(ip: str, port: int, identity: Identity) -> Handshake:
             socket.create_connection((ip, port), TIMEOUT_S) as plain,
             _context(identity).wrap_socket(plain) as secured,
         ):
-            der = secured.getpeercert(binary_form=True)
-            shown = x509.load_der_x509_certificate(der) if der else None
-            return Handshake(shown, _is_refused(secured))
+            shown, *others = _chain(secured)
+            return Handshake(shown, _is_refused(secured), tuple(others))
     except (OSError, *UNREADABLE):
         return Handshake()
 
@@ -47,7 +48,11 @@ def explain(handshake: Handshake, identity: Identity, *, node: str) -> str:
     now = utc_now()
     if handshake.shown is None:
         return ""
-    if wrong := identity.fault_of(handshake.shown, name=AGENT_NAME, now=now):
+    ours = identity.own_fault(name=OPERATOR_NAME, now=now) if handshake.refused else ""
+    wrong = identity.fault_of(
+        handshake.shown, by_way_of=handshake.by_way_of, name=AGENT_NAME, now=now
+    )
+    if wrong and not ours:
         return (
             f"the certificate of the agent on node {node} {wrong}: "
             "renew the one in Secret devicemount-agent-tls; "
@@ -55,13 +60,19 @@ def explain(handshake: Handshake, identity: Identity, *, node: str) -> str:
         )
     if not handshake.refused:
         return ""
-    wrong = identity.fault_of(identity.leaf, name=OPERATOR_NAME, now=now)
-    ours = wrong or f"is signed by {label(identity.leaf.issuer)}"
+    ours = ours or f"is signed by {label(identity.leaf.issuer)}"
     return (
         f"the agent on node {node} refuses the operator's certificate, which {ours}: "
         "renew the one in Secret devicemount-operator-tls; "
         "if it is new, wait until the agent has read its own, or restart the agent"
     )
+
+
+def _chain(secured: ssl.SSLSocket) -> list[x509.Certificate]:
+    """Return what the agent sent, its own first."""
+    # Public from Python 3.13 on; before it, only the first certificate is.
+    sent = secured._sslobj.get_unverified_chain()[:CHAIN_LIMIT]  # type: ignore[attr-defined]
+    return [x509.load_pem_x509_certificate(one.public_bytes().encode()) for one in sent]
 
 
 def _is_refused(secured: ssl.SSLSocket) -> bool:

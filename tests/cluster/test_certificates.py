@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Certificates and authorities change under mounts, and none fails: by default, and cert-manager's.
 
-It takes devicemount off the cluster and deploys it again at the end; conftest.py lets it run late.
+It changes to cert-manager and back by the page's commands; conftest.py lets it run late.
 The kubelet brings a changed Secret within a minute or two; a change of a pod makes it look at once.
 """
 
 import base64
 import itertools
-import json
 import logging
+import re
 import secrets
 import subprocess
 import sys
@@ -21,12 +21,13 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from cluster.pages import DOCS, blocks
 from cluster.world import SYSTEM, Mount, Pod, World, eventually
 from devicemount_agent_api.identity import is_signed_by
 from devicemount_testbed import cert_manager
 from devicemount_testbed.api import Api, Object, pod_path
 from devicemount_testbed.cluster import Testbed
-from devicemount_testbed.deploy import OVERLAY, deploy, render
+from devicemount_testbed.deploy import OVERLAY, deploy
 from devicemount_testbed.locking import exclusive
 
 ROOT = Path(__file__).parents[2]
@@ -36,7 +37,9 @@ OPERATOR, AGENT, AUTHORITY = (
     "devicemount-agent-tls",
     "devicemount-ca-tls",
 )
+RIGHT_TO_SECRETS = "devicemount-operator-certificates"
 READY_S = 60
+ROLLOUT_S = 120
 CHANGE_S = 90.0
 SERVED = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 9443)))"
 CERTIFICATES = f"/apis/cert-manager.io/v1/namespaces/{SYSTEM}/certificates"
@@ -68,7 +71,8 @@ class Cluster:
 
     def pods(self, component: str) -> list[Object]:
         path = f"{pod_path(SYSTEM)}?labelSelector=app.kubernetes.io/component%3D{component}"
-        return list(self.api.call("GET", path)["items"])
+        found = self.api.call("GET", path)["items"]
+        return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
     def processes(self) -> set[str]:
         """Return what changes when any of it is restarted."""
@@ -132,19 +136,27 @@ class Cluster:
                 what="renewed",
             )
 
-    def remove(self, overlay: str) -> None:
-        """Take everything off, what needs an operator first."""
-        every = ("--all", "--all-namespaces", "--timeout=60s")
-        self.testbed.kubectl("delete", "devicemounts", *every)
-        objects = render(self.testbed, ROOT / overlay)
-        body = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects[::-1]})
-        self.testbed.kubectl(
-            "delete", "--ignore-not-found", "--timeout=120s", "--filename=-", input=body
-        )
-
-    def install(self, overlay: str) -> None:
+    def follow(self, script: str, *, overlay: Path) -> None:
+        """Run commands as the page has them, but for the overlay, and wait until all is Ready."""
+        before, apply, after = re.split(r"^(kubectl apply -k .*)$", script, flags=re.MULTILINE)
+        assert apply
+        self._run(before)
         with exclusive(self.testbed.layout):
-            deploy(self.testbed.layout, ROOT, overlay=overlay)
+            deploy(self.testbed.layout, ROOT, overlay=str(overlay))
+        self._run(after)
+        for workload in ("deployment/devicemount-operator", "daemonset/devicemount-agent"):
+            timeout = f"--timeout={ROLLOUT_S}s"
+            self.testbed.kubectl("rollout", "status", f"--namespace={SYSTEM}", workload, timeout)
+
+    def _run(self, script: str) -> None:
+        environment = self.testbed.kubectl_environment
+        subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=ROOT,
+            env={**environment, "PATH": f"{self.testbed.layout.bin}:{environment['PATH']}"},
+            check=True,
+            timeout=ROLLOUT_S,
+        )
 
 
 @pytest.fixture
@@ -153,7 +165,7 @@ def cluster(testbed: Testbed, api: Api) -> Cluster:
 
 
 @contextmanager
-def mounting_all_the_time(world: World) -> Iterator[list[float]]:
+def mounting_all_the_time(world: World, *, pause_s: float = 0.0) -> Iterator[list[float]]:
     """Mount and unmount on both nodes until the block ends; yield how long each mount took.
 
     No call to an agent may fail; a DeviceMount that stays in each pod is still Ready and usable.
@@ -169,7 +181,7 @@ def mounting_all_the_time(world: World) -> Iterator[list[float]]:
         mine = World(world.testbed, Api(world.testbed.kubeconfig), world.namespace)
         try:
             for turn in itertools.count():
-                if stop.is_set():
+                if stop.wait(pause_s):
                     return
                 began = time.monotonic()
                 mount = mine.mount(f"{node}-{turn}", pods[node]).ready()
@@ -229,23 +241,37 @@ def test_own_certificates_and_a_new_authority_of_its_own_take_over(
     log.info("mounts=%d slowest_s=%.1f", len(took), max(took))
 
 
+@contextmanager
+def by_cert_manager(cluster: Cluster, *, overlay: Path) -> Iterator[float]:
+    """Change to cert-manager's certificates as the page says, and back at the end.
+
+    Yield how many seconds it took until all was Ready.
+    """
+    there, back = (b.script for b in blocks(DOCS / "certificates.md") if not b.not_run)
+    with cert_manager.running(cluster.testbed, namespace=SYSTEM):
+        try:
+            began = time.monotonic()
+            cluster.follow(there, overlay=overlay)
+            yield time.monotonic() - began
+        finally:
+            cluster.follow(back, overlay=ROOT / OVERLAY)
+
+
 def test_with_cert_manager_all_is_ready_in_a_minute_and_no_change_fails_a_mount(
     world: World, cluster: Cluster
 ) -> None:
-    cluster.remove(OVERLAY)
-    try:
-        with cert_manager.running(cluster.testbed, namespace=SYSTEM):
-            try:
-                began = time.monotonic()
-                cluster.install(WITH_CERT_MANAGER)
-                ready_s = time.monotonic() - began
-                log.info("ready_s=%.0f", ready_s)
-                assert ready_s < READY_S
-                _changes_under_mounts(world, cluster)
-            finally:
-                cluster.remove(WITH_CERT_MANAGER)
-    finally:
-        cluster.install(OVERLAY)
+    pod = world.pod("notebook", node=NODES[0])
+    stays = world.mount("stays", pod).ready()
+    with by_cert_manager(cluster, overlay=ROOT / WITH_CERT_MANAGER) as ready_s:
+        log.info("ready_s=%.0f", ready_s)
+        assert ready_s < READY_S
+        right = f"/apis/rbac.authorization.k8s.io/v1/namespaces/{SYSTEM}/roles/{RIGHT_TO_SECRETS}"
+        assert cluster.api.get(right) is None
+        authority = cluster.leaf(AUTHORITY)
+        assert all(is_signed_by(one, authority) for one in map(cluster.leaf, (OPERATOR, AGENT)))
+        _changes_under_mounts(world, cluster)
+    stays.ready()
+    _still_granted(stays, pod)
 
 
 def _changes_under_mounts(world: World, cluster: Cluster) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an agent with 200 mounts takes of its node: memory, and processor time when nothing happens.
 
-On real cgroups of this machine, with a kubelet and a runtime that obey; FOOTPRINT_MOUNTS and
-FOOTPRINT_IDLE_S say how many and how long.
+On real cgroups of this machine, of both versions, with a kubelet and a runtime that obey;
+FOOTPRINT_MOUNTS and FOOTPRINT_IDLE_S say how many and how long.
 """
 
 import asyncio
@@ -12,15 +12,16 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from component.agent.conftest import Node, Shadow, Target, authority, hierarchy, hold, node, v1
+from component.agent.conftest import Node, Shadow, Target, authority, hold, node
 from component.agent.fences import fence
 from component.agent.process import agent_process
 from component.agent.test_damage import alive
+from component.agent.test_drift import hierarchy
 from component.agent.test_footprint import rss_kib
 from devicemount_agent_api.failpoints import Failpoint
 from devicemount_agent_api.v1 import agent_pb2 as pb
 
-__all__ = ["authority", "hierarchy", "hold", "node", "v1"]
+__all__ = ["authority", "hierarchy", "hold", "node"]
 
 MOUNTS = int(os.environ.get("FOOTPRINT_MOUNTS", "200"))
 IDLE_S = float(os.environ.get("FOOTPRINT_IDLE_S", "60"))
@@ -81,7 +82,7 @@ async def test_two_hundred_mounts(
     with ExitStack() as fences:
         async with agent_process(node, Failpoint.AGENT_AFTER_CLEAR) as running:
             said = await measured(node, running.process.pid, fences)
-    record_property("footprint", str(said))
+    record_property("footprint", f"cgroup {node.lab.version.value}: {said}")
     assert said.idle_kib < IDLE_RSS_KIB, str(said)
     assert said.full_kib < RSS_KIB, str(said)
     assert said.share < CPU_SHARE, str(said)

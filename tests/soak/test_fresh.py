@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.installation import NODES, REMOVE, ROOT, Site, make_overlay
-from cluster.world import World, eventually
+from cluster.installation import INSTALL, NODES, REMOVE, ROOT, Site, make_overlay
+from cluster.world import SYSTEM, World, eventually
+from devicemount_testbed import cert_manager
 from devicemount_testbed.api import Api
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.deploy import deploy
@@ -36,15 +37,21 @@ patches:
 """
 
 
-@pytest.fixture(params=[KUBELET_ROOT, MOVED], ids=["usual", "moved"])
+INSTALL_WITH_CERT_MANAGER = INSTALL.replace(
+    "-f manifests/install.yaml", "-k manifests/overlays/cert-manager"
+)
+
+
+@pytest.fixture(params=["usual", "moved", "cert-manager"])
 def empty(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Site]:
-    """A testbed where nothing of ours ever was, with the kubelet's root directory at the param."""
-    layout = default_layout()
+    """A testbed where nothing of ours ever was: as usual, with the kubelet's root directory
+    elsewhere, with cert-manager."""
+    layout, is_moved = default_layout(), request.param == "moved"
     down(layout)
     with monkeypatch.context() as changed:
-        changed.setenv("DEVICEMOUNT_KUBELET_ROOT", request.param)
+        changed.setenv("DEVICEMOUNT_KUBELET_ROOT", MOVED if is_moved else KUBELET_ROOT)
         up(layout)
     testbed = Testbed.from_record(layout)
     api = Api(testbed.kubeconfig)
@@ -52,11 +59,16 @@ def empty(
         build_images(layout, ROOT)
         archives = write_release(layout, ROOT, directory=tmp_path)
         load_everywhere(testbed, list(archives.values()))
-    make_overlay(tmp_path, more=PATCH if request.param == MOVED else "")
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "tenant"}})
     tenant = World(testbed, api, "tenant")
     pods = {node: tenant.pod(f"notebook-{node}", node=node) for node in NODES}
-    yield Site(testbed, api, tenant, tmp_path, pods)
+    if request.param == "cert-manager":
+        make_overlay(tmp_path, on="cert-manager")
+        with cert_manager.running(testbed, namespace=SYSTEM):
+            yield Site(testbed, api, tenant, tmp_path, pods, first=INSTALL_WITH_CERT_MANAGER)
+    else:
+        make_overlay(tmp_path, more=PATCH if is_moved else "")
+        yield Site(testbed, api, tenant, tmp_path, pods)
     down(layout)
     up(layout)
     with exclusive(layout):

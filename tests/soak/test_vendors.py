@@ -5,18 +5,19 @@ agent killed at each point of a mount.
 
 import os
 import time
+from collections.abc import Mapping
 
 import pytest
 
 from cluster.borrowing import apply, await_allocatable, look
 from cluster.test_cdi import boards, killed
-from cluster.test_volcano import rounds, vgpus
+from cluster.test_volcano import machines, rounds
 from cluster.world import Pod, World
 from devicemount_agent_api.failpoints import Failpoint
 from vendors.cdi import RESOURCE, Board
 from vendors.volcano import Volcano
 
-__all__ = ["boards", "vgpus"]
+__all__ = ["boards", "machines"]
 
 ROUNDS = int(os.environ.get("SOAK_SERIALISED_ROUNDS", "200"))
 LATE_S = float(os.environ.get("SOAK_LATE_S", "45"))
@@ -27,9 +28,8 @@ OTHERS_OF_A_MOUNT = (  # the rest of cluster.test_cdi's
 )
 
 
-@pytest.mark.parametrize("vgpus", ["node1"], indirect=True)
-def test_never_the_slice_of_another(world: World, vgpus: Volcano) -> None:
-    assert rounds(world, vgpus, count=ROUNDS)
+def test_never_the_slice_of_another(world: World, machines: Mapping[str, Volcano]) -> None:
+    assert rounds(world, machines, count=ROUNDS)
 
 
 @pytest.mark.parametrize("boards", ["node1", "node2"], indirect=True)

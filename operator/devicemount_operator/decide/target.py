@@ -152,7 +152,7 @@ def not_enabled(observation: Observation) -> str | None:
     node = observation.node
     if node is None or node.is_enabled or node.is_deleted or node.name in observation.agent.nodes:
         return None
-    command = f"kubectl label node {node.name} {ENABLED_LABEL}={ENABLED_VALUE}"
+    command = f"kubectl label node {node.name} {ENABLED_LABEL}={ENABLED_VALUE} --overwrite"
     return f"no node agent runs on node {node.name}, which is not enabled for it: {command}"
 
 

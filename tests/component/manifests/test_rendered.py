@@ -14,6 +14,7 @@ from devicemount_testbed.layout import default_layout
 
 ROOT = Path(__file__).parents[3]
 INSTALL = ROOT / "manifests/install.yaml"
+INSTALL_PAGE = ROOT / "docs/install.md"
 CLUSTER_WIDE = {
     "ClusterRole",
     "ClusterRoleBinding",
@@ -24,6 +25,7 @@ CLUSTER_WIDE = {
     "ValidatingAdmissionPolicy",
     "ValidatingAdmissionPolicyBinding",
 }
+RIGHT_TO_SECRETS = "devicemount-operator-certificates"
 Object = dict[str, Any]
 
 
@@ -62,6 +64,12 @@ def test_the_images_are_this_version_by_the_names_of_make_images(objects: list[O
     }
 
 
+def test_the_agent_is_on_tainted_nodes_too(objects: list[Object]) -> None:
+    sets = {o["metadata"]["name"]: o for o in objects if o["kind"] == "DaemonSet"}
+    pod = sets["devicemount-agent"]["spec"]["template"]["spec"]
+    assert pod["tolerations"] == [{"operator": "Exists"}], "whatever their taints are"
+
+
 def test_the_operator_knows_the_shadow_pods_image(objects: list[Object]) -> None:
     by_name = {c["name"]: c for c in containers(objects)}
     env = {e["name"]: e.get("value") for e in by_name["operator"]["env"]}
@@ -71,20 +79,74 @@ def test_the_operator_knows_the_shadow_pods_image(objects: list[Object]) -> None
 def test_the_documented_patch_moves_directories_and_nothing_else(
     tmp_path: Path, objects: list[Object]
 ) -> None:
-    page = (ROOT / "docs/install.md").read_text()
-    (patched,) = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
-    (tmp_path / "kustomization.yaml").write_text(patched)
-    (tmp_path / "devicemount").symlink_to(ROOT)
-    kubectl = default_layout().bin / "kubectl"
-    rendered = subprocess.run(
-        [kubectl, "kustomize", tmp_path], check=True, capture_output=True, text=True
-    ).stdout
-    after = host_paths(list(yaml.safe_load_all(rendered)))
-    before = host_paths(objects)
+    _, overlay = blocks_of_yaml()
+    after, before = host_paths(overlaid(tmp_path, overlay)), host_paths(objects)
     moved = {volume: path for volume, path in after.items() if before[volume] != path}
     assert moved == {"runtime": "/run/k0s", "pod-resources": "/var/lib/k0s/kubelet/pod-resources"}
+    page = INSTALL_PAGE.read_text()
     for volume in before:
         assert f"`{volume}`" in page or volume in {"cgroup", "dev", "journal", "plugin"}
+
+
+def test_the_documented_patch_gives_every_pod_the_pull_secret(tmp_path: Path) -> None:
+    patches, _ = blocks_of_yaml()
+    overlay = f"resources: [devicemount/manifests/overlays/default]\n{patches}"
+    objects = overlaid(tmp_path, overlay)
+    accounts = {o["metadata"]["name"]: o for o in objects if o["kind"] == "ServiceAccount"}
+    of_pods = {
+        o["spec"]["template"]["spec"]["serviceAccountName"]
+        for o in objects
+        if o["kind"] in {"DaemonSet", "Deployment"}
+    }
+    assert {"devicemount-agent", "devicemount-operator"} <= of_pods
+    for name in of_pods:
+        assert accounts[name]["imagePullSecrets"] == [{"name": "registry-credentials"}]
+
+
+def test_base_needs_no_mutating_admission_policy() -> None:
+    """As the page has it for Kubernetes 1.30 to 1.35."""
+    kinds = {each["kind"] for each in rendered(ROOT / "manifests/base")}
+    assert {"DaemonSet", "Deployment", "ValidatingAdmissionPolicy"} <= kinds
+    assert not {kind for kind in kinds if kind.startswith("MutatingAdmission")}
+
+
+def test_with_cert_manager_the_operator_has_no_right_to_secrets(objects: list[Object]) -> None:
+    overlay = rendered(ROOT / "manifests/overlays/cert-manager")
+    right = {("Role", RIGHT_TO_SECRETS), ("RoleBinding", RIGHT_TO_SECRETS)}
+    assert names(objects) - names(overlay) == right
+    assert not [rule for rule in rules(overlay) if "secrets" in rule["resources"]]
+    assert [rule for rule in rules(objects) if "secrets" in rule["resources"]]
+    assert {kind for kind, _ in names(overlay) - names(objects)} == {"Certificate", "Issuer"}
+
+
+def blocks_of_yaml() -> tuple[str, str]:
+    """Return what docs/install.md shows: the patch for a pull secret, the overlay for k0s."""
+    patch, overlay = re.findall(r"```yaml\n(.*?)```", INSTALL_PAGE.read_text(), re.DOTALL)
+    return patch, overlay
+
+
+def overlaid(directory: Path, overlay: str) -> list[Object]:
+    """Return what an overlay of the site's own gives."""
+    (directory / "kustomization.yaml").write_text(overlay)
+    (directory / "devicemount").symlink_to(ROOT)
+    return rendered(directory)
+
+
+def rendered(directory: Path) -> list[Object]:
+    """Return what `kubectl apply -k` would apply."""
+    kubectl = default_layout().bin / "kubectl"
+    done = subprocess.run(
+        [kubectl, "kustomize", directory], check=True, capture_output=True, text=True
+    )
+    return list(yaml.safe_load_all(done.stdout))
+
+
+def names(objects: list[Object]) -> set[tuple[str, str]]:
+    return {(each["kind"], each["metadata"]["name"]) for each in objects}
+
+
+def rules(objects: list[Object]) -> list[Object]:
+    return [rule for o in objects if o["kind"].endswith("Role") for rule in o["rules"]]
 
 
 def host_paths(objects: list[Object]) -> dict[str, str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from chains import Link
 from devicemount_agent_api.identity import to_pem, utc_now
 from devicemount_operator.authority import Pair, issue, make_authority
 
@@ -38,9 +39,14 @@ class Directories:
         signing = signed_by or self.authority
         name = name or f"devicemount-{side}"
         leaf = issue(signing, name=name, usage=USAGES[side], now=now or utc_now())
-        for file, content in (
-            ("tls.crt", leaf.certificate_pem),
-            ("tls.key", leaf.key_pem),
-            ("ca.crt", to_pem([(trusted or signing).certificate])),
-        ):
+        bundle = to_pem([(trusted or signing).certificate])
+        self._write(side, chain=leaf.certificate_pem, key=leaf.key_pem, authorities=bundle)
+
+    def write_link(self, side: str, leaf: Link, *, trusted: Link) -> None:
+        """Write one side's certificate with its intermediates."""
+        bundle = trusted.certificate_pem
+        self._write(side, chain=leaf.chain_pem, key=leaf.key_pem, authorities=bundle)
+
+    def _write(self, side: str, *, chain: bytes, key: bytes, authorities: bytes) -> None:
+        for file, content in (("tls.crt", chain), ("tls.key", key), ("ca.crt", authorities)):
             (self.directory / side / file).write_bytes(content)

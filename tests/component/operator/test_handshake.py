@@ -2,16 +2,19 @@
 """Whose certificate keeps operator and agent apart: real handshakes, exact words."""
 
 import asyncio
+import datetime
 import re
 import socket
 import ssl
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from chains import DAY, Link
 from component.operator import stub_agent
 from component.operator.mounted import Directories
 from devicemount_agent_api.identity import Identity, utc_now
@@ -58,10 +61,56 @@ def _not_read_yet(files: Directories) -> None:
     files.write("agent", trusted=make_authority(now=utc_now()))
 
 
+def _different_intermediates(files: Directories) -> None:
+    """One root, and each side's certificate is another intermediate's."""
+    root = Link.root("root", until=utc_now() + DAY)
+    for side in ("operator", "agent"):
+        files.write_link(side, _below(root, side), trusted=root)
+
+
+def _different_intermediates_and_own_expired(files: Directories) -> None:
+    root = Link.root("root", until=utc_now() + DAY)
+    files.write_link("agent", _below(root, "agent"), trusted=root)
+    files.write_link("operator", _below(root, "operator", until=utc_now() - DAY), trusted=root)
+
+
+def _intermediate_of_another_root(files: Directories) -> None:
+    foreign, root = (Link.root(name, until=utc_now() + DAY) for name in ("foreign", "root"))
+    files.write_link("agent", _below(foreign, "agent"), trusted=root)
+    files.write_link("operator", _below(root, "operator"), trusted=root)
+
+
+def _intermediate_not_sent(files: Directories) -> None:
+    """The operator has it, but in its own chain: that is no help to the agent's."""
+    root = Link.root("root", until=utc_now() + DAY)
+    issuing = root.intermediate("issuing")
+    files.write_link("operator", issuing.leaf("devicemount-operator"), trusted=root)
+    alone = replace(issuing.leaf("devicemount-agent"), above=())
+    files.write_link("agent", alone, trusted=root)
+
+
+def _below(root: Link, side: str, *, until: datetime.datetime | None = None) -> Link:
+    return root.intermediate(f"{side}-issuing").leaf(f"devicemount-{side}", until=until)
+
+
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
         (_good, "^$"),
+        (_different_intermediates, "^$"),
+        (
+            _different_intermediates_and_own_expired,
+            f"^the agent on node n1 refuses the operator's certificate, which expired at {TIME}",
+        ),
+        (
+            _intermediate_of_another_root,
+            "n1 is signed by CN=agent-issuing, which is not trusted here: CN=root is"
+            + RENEW_AGENTS,
+        ),
+        (
+            _intermediate_not_sent,
+            "n1 is signed by CN=issuing, which is not trusted here: CN=root is" + RENEW_AGENTS,
+        ),
         (_expired, f"^the certificate of the agent on node n1 expired at {TIME}{RENEW_AGENTS}"),
         (_early, f"agent on node n1 is not valid before {TIME}{RENEW_AGENTS}"),
         (_foreign, f"n1 is signed by {CA}, which is not trusted here: {CA} is{RENEW_AGENTS}"),

@@ -18,7 +18,7 @@ from devicemount_operator.transport import JsonObject
 PRIORITIES = "/apis/scheduling.k8s.io/v1/priorityclasses"
 RUNTIMES = "/apis/node.k8s.io/v1/runtimeclasses"
 QUEUE = "scheduling.volcano.sh/queue-name"
-COMMAND = f"kubectl label node {NODE} devicemount.io/enabled=true"
+COMMAND = f"kubectl label node {NODE} devicemount.io/enabled=true --overwrite"
 
 
 def profile(**said: Any) -> agent_pb2.ResourceState:
@@ -337,7 +337,7 @@ async def test_a_node_that_is_not_lent_is_said_with_the_command_that_helps(
 ) -> None:
     monkeypatch.setattr(target, "LABEL_POLL_S", 0.2)
     await scene.no_agent_pod()
-    await scene.label_node(None)
+    await scene.label_node("false")
     await scene.running_pod()
     async with scene.operator():
         await scene.mount()

@@ -4,7 +4,7 @@
 import datetime
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +12,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
+from chains import Link, rsa_key
 from devicemount_agent_api.identity import (
     HOLD,
     SPARE,
@@ -174,7 +175,7 @@ def test_a_certificate_that_is_broken_inside_is_said_to_be() -> None:
     der = good.certificate.public_bytes(Encoding.DER)
     for part in (b"devicemount-ca", b"devicemount-agent"):
         broken = x509.load_der_x509_certificate(der.replace(part, b"\xff" * len(part)))
-        said = identity.fault_of(broken, name=NAME, now=NOW)
+        said = identity.fault_of(broken, by_way_of=(), name=NAME, now=NOW)
         assert said.startswith(("cannot be read (", "is for no DNS name"))
 
 
@@ -238,3 +239,59 @@ def test_whose_certificate_is_wrong_and_why(mounted: Mounted, shown: Pair, said:
     mounted.write(shown, OLD)
     amiss = mounted.identity.amiss(NAME)
     assert amiss == (f"the certificate in {mounted.directory} {said}" if said else "")
+
+
+ROOT = Link.root("root", until=NOW + 9 * DAY)
+ISSUING = ROOT.intermediate("issuing")
+ENDED = ROOT.intermediate("ended", until=NOW - DAY)
+FOREIGN = Link.root("foreign", until=NOW + 9 * DAY).intermediate("foreign-issuing")
+RSA = Link.root("root", key=rsa_key(), until=NOW + 9 * DAY)
+MIXED = RSA.intermediate("mixed").leaf(NAME, key=rsa_key())
+
+
+@pytest.mark.parametrize(
+    ("shown", "root", "said"),
+    [
+        pytest.param(ISSUING.leaf(NAME), ROOT, "", id="by way of an intermediate"),
+        pytest.param(ISSUING.intermediate("last").leaf(NAME), ROOT, "", id="of two"),
+        pytest.param(MIXED, RSA, "", id="RSA and elliptic curves in one chain"),
+        pytest.param(ISSUING.leaf(NAME), ISSUING, "", id="the intermediate itself is trusted"),
+        pytest.param(
+            FOREIGN.leaf(NAME),
+            ROOT,
+            "is signed by CN=foreign-issuing, which is not trusted here: CN=root is",
+            id="its own intermediate is nobody's authority",
+        ),
+        pytest.param(
+            replace(ISSUING.leaf(NAME), above=()),
+            ROOT,
+            "is signed by CN=issuing, which is not trusted here: CN=root is",
+            id="the intermediate is not shown",
+        ),
+        pytest.param(
+            ENDED.leaf(NAME, until=NOW + DAY),
+            ROOT,
+            "is signed by CN=ended, which expired at 2026-12-31T00:00:00Z",
+            id="the intermediate has ended",
+        ),
+        pytest.param(
+            ENDED.intermediate("last", until=NOW + DAY).leaf(NAME),
+            ROOT,
+            "is signed by CN=ended, which expired at 2026-12-31T00:00:00Z",
+            id="an intermediate above has ended",
+        ),
+        pytest.param(
+            replace(ISSUING.leaf(NAME), above=(ENDED.certificate, ISSUING.certificate)),
+            ROOT,
+            "",
+            id="another one has ended",
+        ),
+    ],
+)
+def test_a_chain_counts_if_it_leads_to_a_trusted_authority(
+    shown: Link, root: Link, said: str
+) -> None:
+    identity = Identity.from_pem(
+        key=shown.key_pem, chain=shown.chain_pem, authorities=root.certificate_pem
+    )
+    assert identity.own_fault(name=NAME, now=NOW) == said

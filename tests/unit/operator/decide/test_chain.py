@@ -696,7 +696,7 @@ RESERVATION = [
 LACKS = "PCI 1f36:7030 has no driver"
 WAITED_FOR = given.turn(is_awaited=True)
 NONE_OFFERED = given.node(**{given.RESOURCE: 0})
-COMMAND = "kubectl label node node1 devicemount.io/enabled=true"
+COMMAND = "kubectl label node node1 devicemount.io/enabled=true --overwrite"
 
 PLACING = [
     case(
