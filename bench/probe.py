@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the prober in the target wrote: each change of what open(2) answers. Pure."""
+"""What the prober in the target wrote: the last answer of open(2) before each change, and the
+first one after it. Pure.
+"""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ OPENED = 0
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """From this moment on, opening the path ended with this errno (0: it opened)."""
+    """At this moment, opening the path ended with this errno (0: it opened)."""
 
     at: Nanoseconds
     path: str

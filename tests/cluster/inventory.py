@@ -14,12 +14,14 @@ from pathlib import Path
 from cluster.world import Pod
 from devicemount_agent.kernel import bpf
 from devicemount_agent.kernel.files import closing
-from devicemount_testbed.api import Api
+from devicemount_testbed.api import Api, Object
 from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.preflight import read_mounts, unified_root, v1_hierarchies
 from devicemount_testbed.topology import CgroupDriver, CgroupVersion, Node
 
 Lines = dict[str, list[str]]
+
+DOMAIN = "testbed.devicemount.io/"  # of manifests/overlays/testbed/plugin-config.yaml
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _NODE = {
@@ -73,7 +75,9 @@ def of_node(testbed: Testbed, api: Api, node: Node) -> Lines:
 
 
 def of_api(testbed: Testbed, api: Api, *, namespaces: tuple[str, ...]) -> Lines:
-    """Return what objects there are, cluster-wide and in these namespaces, and what they change."""
+    """Return what objects there are, cluster-wide, in these namespaces and these themselves, and
+    what they change.
+    """
     kinds = testbed.kubectl("api-resources", "--verbs=list", "--output=name").split()
     wanted = ",".join(kind for kind in kinds if kind not in _NOT_OURS_TO_COMPARE)
     arguments = ("get", wanted, "--all-namespaces", "--ignore-not-found", "--output=json")
@@ -82,7 +86,8 @@ def of_api(testbed: Testbed, api: Api, *, namespaces: tuple[str, ...]) -> Lines:
     for item in items:
         meta = item["metadata"]
         namespace = meta.get("namespace", "")
-        if item["kind"] in {"Namespace", "PersistentVolume"} or namespace not in ("", *namespaces):
+        home = meta["name"] if item["kind"] == "Namespace" else namespace
+        if item["kind"] == "PersistentVolume" or home not in ("", *namespaces):
             continue
         objects.append(f"{item['apiVersion']} {item['kind']} {namespace}/{meta['name']}")
     nodes = api.call("GET", "/api/v1/nodes")["items"]
@@ -91,8 +96,20 @@ def of_api(testbed: Testbed, api: Api, *, namespaces: tuple[str, ...]) -> Lines:
         "objects": sorted(objects),
         "kinds": sorted(kinds),
         "labels": [json.dumps(n["metadata"]["labels"], sort_keys=True) for n in nodes],
+        "offers": sorted(line for node in nodes for line in _offers(node)),
         "view": [json.dumps(view["rules"])],
     }
+
+
+def _offers(node: Object) -> list[str]:
+    """Return what the scheduler may give away of the devices that our plugin has.
+
+    A Node goes on naming a resource whose plugin has ended. Not compared are those of other tests'
+    plugins: when the kubelet forgets one, five minutes later, it may bring the former number back.
+    """
+    name, allocatable = node["metadata"]["name"], node["status"]["allocatable"]
+    ours = {key: n for key, n in allocatable.items() if key.startswith(DOMAIN)}
+    return [f"{name} {key}: {n}" for key, n in ours.items() if n != "0"]
 
 
 def of_container(testbed: Testbed, pod: Pod) -> Lines:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-from cluster.checkpoint import healthy
+from cluster.checkpoint import checkpoint, healthy
 from cluster.plugins import allocatable, running_plugin
 from cluster.world import Pod
 from devicemount_testbed.api import Api, Object
@@ -112,6 +112,18 @@ class Cards:
     def allocatable(self) -> int:
         return allocatable(self.api, self.node, SPU)
 
+    def shown(self) -> str:
+        """Return how many of the node kubectl shows, asked as the pages ask it."""
+        key = SPU.replace(".", r"\.")
+        columns = f"custom-columns=SPUS:.status.allocatable.{key}"
+        asked = ("get", "node", self.node, "--no-headers", "-o", columns)
+        return self.testbed.kubectl(*asked).strip()
+
+    def sockets(self) -> set[Path]:
+        """Return the sockets at which the plugin serves the cards."""
+        directory = checkpoint(self.testbed, self.node).parent
+        return set(directory.glob(f"{SPU.replace('/', '_')}-*.sock"))
+
     def known(self) -> set[str]:
         """Return the ids of the cards that the kubelet may give away."""
         return healthy(self.testbed, self.node).get(SPU, set())
@@ -138,12 +150,23 @@ def placed_cards(testbed: Testbed, api: Api, *, node: str) -> Iterator[Cards]:
 
 
 @contextmanager
+def tainted(testbed: Testbed, node: str) -> Iterator[None]:
+    """Keep the node for those that tolerate the cards' taint, as the manual has it."""
+    testbed.kubectl("taint", "node", node, f"{SPU}=:NoSchedule")
+    try:
+        yield
+    finally:
+        testbed.kubectl("taint", "node", node, f"{SPU}:NoSchedule-")
+
+
+@contextmanager
 def served_cards(testbed: Testbed, api: Api, *, node: str) -> Iterator[Cards]:
-    """Put the cards into a node and run the shipped device plugin there."""
+    """Put the cards into a node, taint it and run the shipped device plugin there."""
     config: Object = yaml.safe_load(CONFIG.read_text())
     config["resources"][0]["health"] = [{"attribute": STATE, "healthy": ["ok"]}]
     with (
         placed_cards(testbed, api, node=node) as cards,
+        tainted(testbed, node),
         running_plugin(testbed, api, node=node, config=config, sys=f"/{STAND_IN}/sys"),
     ):
         yield cards

@@ -9,12 +9,13 @@ from typing import Any
 import yaml
 
 from cluster.world import SYSTEM, eventually
-from devicemount_testbed.api import Api, Object, pod_path
+from devicemount_testbed.api import Api, Object, condition, pod_path
 from devicemount_testbed.cluster import Testbed
 
 MANIFEST = Path(__file__).parents[2] / "manifests/moffett-device-plugin/moffett-device-plugin.yaml"
 CONFIG_FILE = "moffett-spu.yaml"
 NAMESPACE = "kube-system"
+DAEMON_SET = "daemonset/moffett-devicemount-plugin"
 PODS = f"{pod_path(NAMESPACE)}?labelSelector=app.kubernetes.io/instance%3Dmoffett"
 DEADLINE_S = 60.0
 IMAGE_OF = f"/apis/apps/v1/namespaces/{SYSTEM}/daemonsets/devicemount-plugin"
@@ -46,6 +47,26 @@ def running_plugin(
 def allocatable(api: Api, node: str, resource: str) -> int:
     status = api.call("GET", f"/api/v1/nodes/{node}")["status"]
     return int(status["allocatable"].get(resource, "0"))
+
+
+def identity(api: Api) -> tuple[str, str, int]:
+    """Return UID, container id and restart count of the plugin's only pod."""
+    (pod,) = _pods(api)
+    (status,) = pod["status"]["containerStatuses"]
+    return pod["metadata"]["uid"], status["containerID"], status["restartCount"]
+
+
+def roll_out_anew(testbed: Testbed) -> None:
+    """Begin what an update of the DaemonSet does."""
+    testbed.kubectl("-n", NAMESPACE, "rollout", "restart", DAEMON_SET)
+
+
+def is_replaced(api: Api, former: tuple[str, str, int]) -> bool:
+    """Tell whether another pod is the plugin's only one, and registered, which is its readiness."""
+    pods = _pods(api)
+    return [pod["metadata"]["uid"] == former[0] for pod in pods] == [False] and condition(
+        pods[0], "Ready"
+    ).get("status") == "True"
 
 
 def objects_of(api: Api, *, node: str, config: Object, sys: str) -> list[Object]:

@@ -119,7 +119,7 @@ def stretches(
     for line in said:
         at, path, error = line.split()
         if error == "0":
-            since[path] = int(at)
+            since.setdefault(path, int(at))
         elif path in since:
             found.append(Opened(node, path, tenant, since.pop(path), int(at)))
     return [*found, *(Opened(node, path, tenant, at, end_ns) for path, at in since.items())]

@@ -22,11 +22,10 @@ MANY = "testbed.devicemount.io/many"
 TARGET = "localhost/scratch-target:1"
 FORBIDDEN, FORBIDDEN_MINOR = "/dev/forbidden", 256  # one more than there are
 REFUSED, OPENED = 1, 6  # EPERM; ENXIO: the filter let it through, and nobody serves that major
-PROBE_MS = 1.0
 EVERY_S = 1.0
 
 Answers = list[tuple[int, int]]
-"""What opening answered from when on: (CLOCK_MONOTONIC in ns, errno)."""
+"""What opening answered first and last, each time it changed: (CLOCK_MONOTONIC in ns, errno)."""
 
 
 @dataclass(frozen=True)
@@ -117,15 +116,19 @@ def rage(container: Container, *, seconds: float) -> int:
 
 
 def outages_ms(answers: Answers) -> list[float]:
-    """Return each gap between two opens that were let through; one that lasts still is none."""
+    """Return each gap between two opens that were let through, where one between them was not.
+
+    However late the prober itself was: of it, too, an outage is never said to be too short.
+    """
     found: list[float] = []
-    since_ns = None
+    opened_ns, is_out = None, False
     for at_ns, error in answers:
         if error != OPENED:
-            since_ns = since_ns or at_ns
-        elif since_ns is not None:
-            found.append((at_ns - since_ns) / 1e6 + PROBE_MS)
-            since_ns = None
+            is_out = True
+            continue
+        if is_out and opened_ns is not None:
+            found.append((at_ns - opened_ns) / 1e6)
+        opened_ns, is_out = at_ns, False
     return found
 
 

@@ -16,6 +16,7 @@ from cluster.installation import (
     NODES,
     REMOVE,
     ROOT,
+    WHO_LEADS,
     Site,
     load_release,
     make_overlay,
@@ -28,6 +29,7 @@ from devicemount_testbed.deploy import deploy
 from devicemount_testbed.locking import exclusive
 
 CRD = "devicemounts.devicemount.io"
+CRD_PATH = f"/apis/apiextensions.k8s.io/v1/customresourcedefinitions/{CRD}"
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +57,19 @@ def test_a_node_without_the_label_is_left_alone(world: World) -> None:
     pod, node = world.pod("notebook", node="node2"), "node2"
     mount = world.mount("stays", pod).ready()
     opened = pod.openable()
-    world.testbed.kubectl("label", "node", node, f"{ENABLED_LABEL}-")
+    kubectl = world.testbed.kubectl
+    lend = ["label", "node", node, f"{ENABLED_LABEL}={ENABLED_VALUE}", "--overwrite"]
+    kubectl("label", "node", node, f"{ENABLED_LABEL}-")
     try:
-        message = mount.not_ready("NodeNotEnabled")
-        assert f"kubectl label node {node} {ENABLED_LABEL}={ENABLED_VALUE}" in message
+        assert " ".join(["kubectl", *lend]) in mount.not_ready("NodeNotEnabled")
         assert pod.openable() == opened != set()
         assert len(mount.shadow_pods()) == 1
         other = world.mount("waits", pod)
         other.not_ready("NodeNotEnabled")
         assert not other.shadow_pods()
+        kubectl("label", "node", node, f"{ENABLED_LABEL}=false")
     finally:
-        world.testbed.kubectl("label", "node", node, f"{ENABLED_LABEL}={ENABLED_VALUE}")
+        kubectl(*lend)  # the command of the message, also where the label has another value
     mount.ready()
     other.ready()
     mount.delete()
@@ -82,10 +86,19 @@ def test_an_archive_brings_the_name_that_the_manifests_have(site: Site) -> None:
 
 
 def test_the_namespace_first_keeps_everything_until_it_is_installed_again(site: Site) -> None:
+    """The operator before it, so that nobody gives anything back meanwhile, and all the rest."""
     mounts = site.mounted()
-    site.run(f"kubectl delete namespace {SYSTEM}")
-    for mount in mounts:
-        mount.ask_delete()
+    site.run(f"kubectl -n {SYSTEM} delete deployment devicemount-operator --cascade=foreground")
+    mounts[0].ask_delete()
+    site.run("kubectl delete -f manifests/install.yaml --ignore-not-found --wait=false")
+    eventually(
+        lambda: (
+            not site.is_installed()
+            and all("deletionTimestamp" in mount.object()["metadata"] for mount in mounts)
+        ),
+        what="the namespace is gone, the DeviceMounts are to go with the CRD",
+        deadline_s=60,
+    )
     for mount in mounts:
         assert site.opened(mount)
         (shadow,) = mount.shadow_pods()
@@ -95,6 +108,9 @@ def test_the_namespace_first_keeps_everything_until_it_is_installed_again(site: 
         mount.gone()
         assert not site.opened(mount)
     assert not site.tenant.shadow_pods()
+    eventually(lambda: site.api.get(CRD_PATH) is None, what="the CRD is gone too")
+    site.run(INSTALL_AGAIN)
+    assert site.api.get(CRD_PATH) is not None
 
 
 def test_the_crd_first_gives_every_device_back(site: Site) -> None:
@@ -114,6 +130,7 @@ def test_the_documented_order_leaves_nothing(site: Site) -> None:
     eventually(lambda: not _traces(site), what="nothing of it is left")
     before = site.inventory()
     site.install()
+    site.run(WHO_LEADS)
     first, *others = site.mounted()
     first.delete()
     assert not site.opened(first)
@@ -124,10 +141,16 @@ def test_the_documented_order_leaves_nothing(site: Site) -> None:
     assert site.inventory() == before
 
 
+def test_every_command_of_the_page_was_tried(site: Site) -> None:
+    """By the tests above, so it means something only after all of them."""
+    assert site.untried() == []
+
+
 def _traces(site: Site) -> list[str]:
     """Return the lines of the inventory that show devicemount, or a pod that is gone."""
     found = site.inventory()
-    lines = [line for line in found["api"]["objects"] if "devicemount" in line]
+    lines = [*found["api"]["objects"], *found["api"]["offers"]]
+    lines = [line for line in lines if "devicemount" in line]
     for node in NODES:
         parts = {name: part for name, part in found[node].items() if name != "processes"}
         lines += [line for part in parts.values() for line in part if "devicemount" in line]

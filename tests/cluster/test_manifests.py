@@ -93,8 +93,10 @@ def test_agent_and_plugin_have_no_token(
 
 def test_the_plugin_has_no_capability(testbed: Testbed, parts: dict[str, Object]) -> None:
     status = run(testbed, parts["plugin"], "cat", "/proc/1/status")
-    sets = {line.split()[1] for line in status.splitlines() if line.startswith("Cap")}
-    assert sets == {"0" * 16}
+    said = dict(line.split(":\t", 1) for line in status.splitlines())
+    assert {value for name, value in said.items() if name.startswith("Cap")} == {"0" * 16}
+    assert said["NoNewPrivs"] == "1"
+    assert said["Seccomp"] == "2", "a filter of system calls: the runtime's default"
 
 
 def test_the_agent_mounts_what_it_needs_and_no_more(parts: dict[str, Object]) -> None:

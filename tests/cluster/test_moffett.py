@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
 """MOFFETT's cards as their plugin's manual tells it, with the shipped plugin and stand-in cards."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
 
 from cluster.checkpoint import checkpoint
 from cluster.moffett import CARDS, SPU, TOLERATION, Cards, served_cards
+from cluster.plugins import identity, is_replaced, roll_out_anew
 from cluster.world import Mount, Pod, World, eventually
 from devicemount_testbed.api import Api, condition
 from devicemount_testbed.cluster import Testbed
 
 NOTICED_WITHIN_S = 10.0  # by the API's readers, from the change on the node
+REGISTERED_WITHIN_S = 2.0
+WRITTEN_WITHIN_S = 0.5  # more: the kubelet asks back for the list, and writes it to be seen here
 
 
 @pytest.fixture(params=["node1", "node2"], scope="module")
@@ -39,36 +43,38 @@ def card_of(cards: Cards, mount: Mount) -> int:
     return cards.index(device["id"])
 
 
-def degraded(mount: Mount) -> None:
-    def is_degraded() -> bool:
-        found = condition(mount.object(), "Degraded")
-        return found.get("status") == "True" and found.get("reason") == "DeviceUnhealthy"
-
-    eventually(is_degraded, what="Degraded", deadline_s=NOTICED_WITHIN_S)
+def is_degraded(mount: Mount) -> bool:
+    found = condition(mount.object(), "Degraded")
+    return found.get("status") == "True" and found.get("reason") == "DeviceUnhealthy"
 
 
-def sound(mount: Mount) -> None:
-    def is_sound() -> bool:
-        found = condition(mount.object(), "Degraded")
-        return found.get("status") != "True"
-
-    eventually(is_sound, what="no longer Degraded", deadline_s=NOTICED_WITHIN_S)
-
-
-def healthy_again(cards: Cards, card: int) -> None:
+def ill(cards: Cards, card: int, mount: Mount) -> None:
+    """Wait until both say it; the change on the node was made just before."""
     eventually(
-        lambda: cards.id(card) in cards.known(),
-        what="the card is healthy under its id",
+        lambda: cards.id(card) not in cards.known() and is_degraded(mount),
+        what="the card is unhealthy and the mount Degraded",
         deadline_s=NOTICED_WITHIN_S,
     )
 
 
-def unhealthy(cards: Cards, card: int) -> None:
+def well(cards: Cards, card: int, mount: Mount, *, number: int) -> None:
+    """Wait until the card is healthy under its id, and nothing but the number is granted."""
+    (pod,) = mount.world.pods.values()
     eventually(
-        lambda: cards.id(card) not in cards.known(),
-        what="the card is unhealthy",
+        lambda: (
+            cards.id(card) in cards.known()
+            and not is_degraded(mount)
+            and cards.openable(pod) == {number}
+        ),
+        what=f"the card is healthy under its id and granted as number {number}",
         deadline_s=NOTICED_WITHIN_S,
     )
+
+
+def takes_one(world: World, cards: Cards) -> Pod:
+    """Start a pod with one card, not by the scheduler: a node's next report comes later."""
+    limits, where = {SPU: 1}, cards.node
+    return world.pod("other", node=where, limits=limits, nodeName=where, tolerations=[TOLERATION])
 
 
 def test_the_kubelet_knows_the_cards_by_their_addresses(served: Cards) -> None:
@@ -100,23 +106,17 @@ def test_two_cards_from_the_start_one_by_a_mount_one_left(world: World, served: 
 def test_a_card_that_loses_its_node_and_gets_another(world: World, served: Cards) -> None:
     pod = target(world, served.node)
     mount = world.mount("one", pod, resource=SPU).ready()
-    card, before = card_of(served, mount), pod.identity()
+    card, before, plugin = card_of(served, mount), pod.identity(), identity(served.api)
     assert served.openable(pod) == {card}
     try:
         served.remove_node(card)
-        unhealthy(served, card)
-        degraded(mount)
+        ill(served, card, mount)
 
         served.add_node(card, minor=card + 100)
-        healthy_again(served, card)
-        eventually(
-            lambda: served.openable(pod) == {card + 100},
-            what="the new number is granted and the old one is not",
-            deadline_s=NOTICED_WITHIN_S,
-        )
-        sound(mount)
+        well(served, card, mount, number=card + 100)
         assert card_of(served, mount.ready()) == card
         assert pod.identity() == before
+        assert identity(served.api) == plugin
     finally:
         served.replace_node(card)
 
@@ -126,37 +126,86 @@ def test_a_card_that_loses_its_node_and_gets_another(world: World, served: Cards
 def test_a_card_that_is_ill_and_recovers(world: World, served: Cards, how: str) -> None:
     pod = target(world, served.node)
     mount = world.mount("one", pod, resource=SPU).ready()
-    card, before = card_of(served, mount), pod.identity()
+    card, before, plugin = card_of(served, mount), pod.identity(), identity(served.api)
     with served.without_driver(card) if how == "driver" else served.with_state(card, "lost"):
-        unhealthy(served, card)
-        degraded(mount)
-    healthy_again(served, card)
-    sound(mount)
-    assert served.openable(pod) == {card}
+        ill(served, card, mount)
+    well(served, card, mount, number=card)
     assert pod.identity() == before
+    assert identity(served.api) == plugin
+
+
+@pytest.mark.parametrize("served", ["node2"], indirect=True)
+def test_a_removed_socket_is_made_anew(served: Cards) -> None:
+    plugin, before = identity(served.api), served.sockets()
+    written = checkpoint(served.testbed, served.node)
+    (socket,) = before
+    socket.unlink()
+    at = written.stat().st_mtime_ns
+    eventually(
+        lambda: (
+            not served.sockets() <= before
+            and written.stat().st_mtime_ns > at
+            and len(served.known()) == CARDS
+        ),
+        what="all cards are registered again",
+        deadline_s=REGISTERED_WITHIN_S + WRITTEN_WITHIN_S,
+    )
+    assert identity(served.api) == plugin
+
+
+@pytest.mark.parametrize("served", ["node2"], indirect=True)
+def test_a_rolling_update_of_the_plugin_loses_nothing(world: World, served: Cards) -> None:
+    pod = target(world, served.node, spus=2)
+    mount = world.mount("third", pod, resource=SPU).ready()
+    given, before, plugin = served.openable(pod), pod.identity(), identity(served.api)
+    (left,) = set(range(CARDS)) - given
+    ready = condition(mount.object(), "Ready")
+    roll_out_anew(served.testbed)
+
+    def is_registered_again() -> bool:
+        assert served.openable(pod) == given
+        return is_replaced(served.api, plugin)
+
+    eventually(is_registered_again, what="another plugin is registered", deadline_s=60)
+    assert served.known() == {served.id(index) for index in range(CARDS)}
+    assert served.openable(takes_one(world, served)) == {left}
+    assert served.openable(pod) == given
+    assert pod.identity() == before
+    assert condition(mount.object(), "Ready") == ready, "Ready all the time"
+    eventually(lambda: not is_degraded(mount), what="not Degraded, or no longer")
+    mount.delete()
 
 
 @pytest.mark.parametrize("served", ["node1"], indirect=True)
 def test_a_mount_says_that_the_cards_have_no_nodes(world: World, served: Cards) -> None:
-    pod = target(world, served.node)
+    """So it does where they had none when the plugin started."""
+    pod, plugin = target(world, served.node), identity(served.api)
+    missing = f"PCI device {served.id(0)} (1f36:7030) has no device node in /dev"
     for index in range(CARDS):
         served.remove_node(index)
     try:
-        eventually(lambda: not served.allocatable(), what="the node offers none")
-        mount = world.mount("one", pod, resource=SPU)
-        message = mount.not_ready("DriverMissing")
-        assert f"PCI device {served.id(0)} (1f36:7030) has no device node in /dev" in message
+        eventually(lambda: served.shown() == "0", what="the node offers none")
+        first = world.mount("one", pod, resource=SPU)
+        assert missing in first.not_ready("DriverMissing")
+
+        roll_out_anew(served.testbed)
+        eventually(lambda: is_replaced(served.api, plugin), what="another plugin", deadline_s=60)
+        second = world.mount("two", pod, resource=SPU)
+        assert missing in second.not_ready("DriverMissing")
+        assert served.known() == set()
+        assert served.shown() == "0"
     finally:
         for index in range(CARDS):
             served.replace_node(index)
-    mount.ready(deadline_s=60).delete()
+    for mount in (first, second):
+        mount.ready(deadline_s=60).delete()
 
 
 @pytest.mark.parametrize("served", ["node1"], indirect=True)
 def test_a_restarted_kubelet_loses_nothing(world: World, served: Cards) -> None:
     pod = target(world, served.node)
     mount = world.mount("one", pod, resource=SPU).ready()
-    card, before = card_of(served, mount), pod.identity()
+    card, before, plugin = card_of(served, mount), pod.identity(), identity(served.api)
     written = checkpoint(world.testbed, served.node)
     at = written.stat().st_mtime_ns
     world.kill(served.node, "kubelet")
@@ -165,10 +214,12 @@ def test_a_restarted_kubelet_loses_nothing(world: World, served: Cards) -> None:
         lambda: written.stat().st_mtime_ns > at and len(served.known()) == CARDS,
         what="all cards are registered again",
     )
-    # Not through the scheduler, which hears of the devices with the next report of the node.
-    other = world.pod("other", node=served.node, limits={SPU: 1}, nodeName=served.node)
+    took_s = time.time() - written.with_name("kubelet.sock").stat().st_ctime
+    assert took_s < REGISTERED_WITHIN_S + WRITTEN_WITHIN_S
+    other = takes_one(world, served)
     assert len(served.openable(other) - {card}) == 1
     assert card not in served.openable(other)
     assert served.openable(pod) == {card}
     assert pod.identity() == before
+    assert identity(served.api) == plugin
     mount.ready().delete()

@@ -6,20 +6,22 @@ exactly what it could before. All of a node's pods live at once, and so do their
 came of it is written to dist/support.json, of which docs/support.md is made (tools/support.py).
 """
 
-import json
+import platform
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cluster.inventory import filters_of
 from cluster.world import FUSE, MANY_DEVICES, Mount, Pod, World
-from devicemount_testbed.api import Object, condition, pod_path
+from devicemount_testbed.api import Api, Object, condition, pod_path
+from devicemount_testbed.cluster import Testbed
 from devicemount_testbed.topology import Node, node_named
-from tools.support import Outcome, Row
+from tools import support
+from tools.support import Found, Outcome, Row, Versions
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "dist/support.json"
@@ -85,7 +87,7 @@ class Shape:
 SHAPES = (
     Shape("plain"),
     Shape("own user namespace", spec={"hostUsers": False}),
-    Shape("read-only root, non-root, no capabilities", security=HARDENED),
+    Shape("read-only root, user 1000 of group 0, no capabilities", security=HARDENED),
     Shape("distroless", image=DISTROLESS),
     Shape("nested cgroups", is_nested=True),
     Shape("privileged", security={"privileged": True}),
@@ -143,13 +145,13 @@ def _errno(line: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def rows() -> Iterator[list[Row]]:
+def rows(testbed: Testbed, api: Api) -> Iterator[list[Row]]:
     """All that came of it, written when every node has been seen."""
     found: list[Row] = []
     yield found
     RESULTS.parent.mkdir(exist_ok=True)
-    content = [asdict(row) | {"outcome": row.outcome.value} for row in found]
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    result = Found(_versions(testbed, api), tuple(found))
+    RESULTS.write_text(support.to_json(result), encoding="utf-8")
 
 
 def test_every_shape_gets_its_device_and_gives_it_back(
@@ -158,7 +160,7 @@ def test_every_shape_gets_its_device_and_gives_it_back(
     on = node_named(each_node)
     started, refused = _started(world, on)
     assert not {case.runtime for case, _ in refused} & set(on.runtimes)
-    rows += [_row(world, on, case, Outcome.NOT_RUN, why) for case, why in refused]
+    rows += [_row(on, case, Outcome.NOT_RUN, why) for case, why in refused]
     for case in started:
         if case.shape.is_nested:
             _nest(world, case.pod)
@@ -181,7 +183,14 @@ def test_every_shape_gets_its_device_and_gives_it_back(
         assert was.says_isolated is not case.is_privileged, name
         assert at_last.opened == ("ENXIO" if case.is_privileged else "ENOENT"), name
         assert (at_last.own, at_last.filters) == (at_first.own, at_first.filters), name
-        rows.append(_row(world, on, case, Outcome.WORKS, ""))
+        rows.append(_row(on, case, Outcome.WORKS, ""))
+
+
+def test_the_page_of_support_says_the_same(rows: list[Row]) -> None:
+    """It is made of a file that is checked in; other versions may well be in it."""
+    nodes = {row.node for row in rows}
+    said = [row for row in support.read().rows if row.node in nodes]
+    assert support.outcomes(rows) == support.outcomes(said), "run: make support"
 
 
 def _started(world: World, node: Node) -> tuple[list[Case], list[tuple[Case, str]]]:
@@ -251,13 +260,31 @@ def _given(case: Case, mount: Mount) -> "Given":
     return Given(path, opened[path], says_isolated="privileged" not in message)
 
 
-def _row(world: World, node: Node, case: Case, outcome: Outcome, reason: str) -> Row:
-    version = world.testbed.record.crun if case.runtime == "crun" else ""
+def _versions(testbed: Testbed, api: Api) -> Versions:
+    node = api.call("GET", "/api/v1/nodes/node1")["status"]["nodeInfo"]
+    return Versions(
+        kubernetes=node["kubeletVersion"].removeprefix("v"),
+        containerd=_number(node["containerRuntimeVersion"]),
+        runc=_number(testbed.exec("node1", ["runc", "--version"]).stdout),
+        crun=testbed.record.crun,
+        kernel=".".join(_number(node["kernelVersion"]).split(".")[:2]),
+        machine=platform.machine(),
+    )
+
+
+def _number(text: str) -> str:
+    """Return the first version in it: containerd://v2.4.2+unknown -> 2.4.2."""
+    found = re.search(r"[0-9]+(?:\.[0-9]+)+", text)
+    assert found, f"no version in {text!r}"
+    return found[0]
+
+
+def _row(node: Node, case: Case, outcome: Outcome, reason: str) -> Row:
     return Row(
         node=node.name,
         cgroup=node.cgroup.value,
         driver=node.driver.value,
-        runtime=f"{case.runtime} {version}".strip(),
+        runtime=case.runtime,
         shape=case.shape.name,
         outcome=outcome,
         reason=reason,

@@ -8,8 +8,13 @@ pods ask at once.
 
 import base64
 import json
+import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -23,23 +28,33 @@ from cluster.borrowing import (
     opens_by_number,
 )
 from cluster.world import Mount, Pod, World, eventually
-from devicemount_testbed.api import Object, is_ready, pod_path
+from devicemount_testbed.api import is_ready, pod_path
 from devicemount_testbed.cluster import Testbed
+from devicemount_testbed.waiting import wait_until
+from vendors.inside import Picture, first_process, mounts_of
 from vendors.nvidia import minors
 from vendors.plugin import CHECKPOINT
 from vendors.volcano import CORES, DECIDED, MEMORY, NUMBER, SCHEDULER, Volcano, parse, volcano
 
 RESERVATION = {"schedulerName": SCHEDULER, "acceptEnvFile": True}
 SLICE = {NUMBER: 1, MEMORY: 20, CORES: 5}  # 20 MiB, 5 percent: enough for all at once
-ROUNDS = 5  # hundreds: tests/soak/test_vendors.py
+ROUNDS = 20  # hundreds: tests/soak/test_vendors.py
 OTHERS = 10
+LOOK_S = 0.1  # looking more often would slow down what is looked at
 CACHE = "/tmp/vgpu"
 
 
+@pytest.fixture(scope="module")
+def machines(testbed: Testbed) -> Iterator[Mapping[str, Volcano]]:
+    """Every node has GPUs."""
+    nodes = [node.name for node in testbed.nodes]
+    with ExitStack() as undo:
+        yield {node: undo.enter_context(volcano(testbed, node, memory_ids=80)) for node in nodes}
+
+
 @pytest.fixture(scope="module", params=["node1", "node2"])
-def vgpus(request: pytest.FixtureRequest, testbed: Testbed) -> Iterator[Volcano]:
-    with volcano(testbed, str(request.param), memory_ids=80) as made:
-        yield made
+def vgpus(request: pytest.FixtureRequest, machines: Mapping[str, Volcano]) -> Volcano:
+    return machines[str(request.param)]
 
 
 def test_a_slice_with_its_limits_in_the_env_file(world: World, vgpus: Volcano) -> None:
@@ -79,33 +94,67 @@ def test_a_slice_that_only_variables_limit_is_refused_before_anything_is_reserve
     assert look(pod) == before
 
 
-@pytest.mark.parametrize("vgpus", ["node1"], indirect=True)
-def test_never_the_slice_of_another(world: World, vgpus: Volcano) -> None:
-    """Two DeviceMounts and ten plain pods ask at once, again and again."""
-    swaps = rounds(world, vgpus, count=ROUNDS)
+@dataclass(frozen=True)
+class Target:
+    """A pod that runs all the time, and the machine's view of its only container."""
+
+    pod: Pod
+    process: Path
+    before: Picture
+
+    @classmethod
+    def of(cls, pod: Pod) -> "Target":
+        pid = first_process(pod.identity()[0])
+        return cls(pod, Path(f"/proc/{pid}"), look(pod))
+
+    def gpus(self) -> set[str]:
+        root = self.process / "root"
+        return {path for path in minors().values() if os.path.lexists(f"{root}{path}")}
+
+    def cache(self) -> str:
+        """Return what is mounted as its slice's cache; "": nothing."""
+        mounted = mounts_of(self.process).get(CACHE)
+        return mounted.source if mounted else ""
+
+
+def test_never_the_slice_of_another(world: World, machines: Mapping[str, Volcano]) -> None:
+    """Two DeviceMounts and ten plain pods ask at once on one node, again and again."""
+    swaps = rounds(world, machines, count=ROUNDS)
     assert swaps, "no pod was given another's: the plugin guessed right each time"
 
 
-def rounds(world: World, vgpus: Volcano, *, count: int) -> int:
-    """Run the rounds; return how often the plugin gave a pod what was another's."""
-    await_allocatable(world, vgpus.node, SLICE)
-    pods = [world.pod(f"notebook-{n}", node=vgpus.node) for n in range(2)]
-    before = [look(pod) for pod in pods]
-    swaps = 0
-    for number in range(count):
-        others = [_plain(world, f"plain-{number}-{n}") for n in range(OTHERS)]
-        mounts = [_ask(world, pod) for pod in pods]
-        for pod, mount in zip(pods, mounts, strict=True):
-            _ready_and_never_wrong(pod, mount)
-        _all_allocated(world, vgpus, others)
-        swaps += _swaps(vgpus)
-        for mount in mounts:
-            mount.ask_delete()
-        for name in others:
-            world.api.delete(pod_path(world.namespace, name), {"gracePeriodSeconds": 0})
-        for mount in mounts:
-            mount.gone()
-        assert [look(pod) for pod in pods] == before, number
+def rounds(world: World, machines: Mapping[str, Volcano], *, count: int) -> int:
+    """Run the rounds; return how often the plugin gave a pod what was another's.
+
+    A mount pauses after an answer that was not its own: meanwhile the other nodes have rounds.
+    """
+    numbers = iter(range(count))
+
+    def on(node: str) -> int:
+        try:
+            targets = [Target.of(world.pod(f"notebook-{node}-{n}", node=node)) for n in range(2)]
+            await_allocatable(world, node, SLICE)
+            return sum(_round(world, machines[node], targets, number=n) for n in numbers)
+        finally:
+            list(numbers)  # a node that fails leaves the others no more to do
+
+    with ThreadPoolExecutor(len(machines)) as pool:
+        return sum(pool.map(on, machines))
+
+
+def _round(world: World, vgpus: Volcano, targets: Sequence[Target], *, number: int) -> int:
+    others = [_plain(world, f"plain-{number}-{n}", node=vgpus.node) for n in range(OTHERS)]
+    mounts = [_ask(world, target.pod) for target in targets]
+    _ready_and_never_wrong(targets, mounts)
+    swaps = _all_allocated(world, vgpus, others)
+    for mount in mounts:
+        mount.ask_delete()
+    for name in others:
+        world.api.delete(pod_path(world.namespace, name), {"gracePeriodSeconds": 0})
+    for mount in mounts:
+        mount.gone()
+    for target in targets:
+        assert look(target.pod) == target.before, number
     return swaps
 
 
@@ -120,7 +169,7 @@ def _ask(world: World, pod: Pod) -> Mount:
     return world.mount(f"for-{pod.name}", pod, **spec)
 
 
-def _plain(world: World, name: str) -> str:
+def _plain(world: World, name: str, *, node: str) -> str:
     """Start a pod that is allocated a slice and waits for a volume: no container is needed."""
     container = {
         "name": "main",
@@ -130,6 +179,7 @@ def _plain(world: World, name: str) -> str:
     }
     spec = {
         "schedulerName": SCHEDULER,
+        "nodeSelector": {"kubernetes.io/hostname": node},
         "terminationGracePeriodSeconds": 0,
         "automountServiceAccountToken": False,
         "containers": [container],
@@ -140,24 +190,23 @@ def _plain(world: World, name: str) -> str:
     return name
 
 
-def _ready_and_never_wrong(pod: Pod, mount: Mount) -> None:
-    """Wait for Ready; at no time may the target have what is not its shadow pods'."""
+def _ready_and_never_wrong(targets: Sequence[Target], mounts: Sequence[Mount]) -> None:
+    """Wait for Ready; at no time may a target have what is not its shadow pods'."""
 
-    def is_right_and_ready() -> bool:
-        found = mount.object()
-        _check_right(pod, mount)
-        return is_ready(found)
+    def are_right_and_ready() -> bool:
+        found = [mount.object() for mount in mounts]
+        slices = [_check_right(*each) for each in zip(targets, mounts, strict=True)]
+        is_done = all(map(is_ready, found))
+        assert all(slices) or not is_done, "Ready without a slice"
+        return is_done
 
-    eventually(is_right_and_ready, what=f"{mount.name} is Ready", deadline_s=60)
-    assert _check_right(pod, mount), "Ready without a slice"
+    wait_until(are_right_and_ready, what="both are Ready", seconds=60, poll_s=LOOK_S)
 
 
-def _check_right(pod: Pod, mount: Mount) -> bool:
+def _check_right(target: Target, mount: Mount) -> bool:
     """Tell whether the target has a slice; fail if it is not its own shadow pod's."""
-    seen = look(pod)
-    gpus = {path for path in seen.nodes if path in minors().values()}
-    cache = seen.mounts.get(CACHE)
-    if not gpus and cache is None:
+    gpus, cache = target.gpus(), target.cache()
+    if not gpus and not cache:
         return False
     shadows = mount.shadow_pods()
     decided = {
@@ -166,36 +215,29 @@ def _check_right(pod: Pod, mount: Mount) -> bool:
         for one in parse(shadow["metadata"].get("annotations", {}).get(DECIDED, ""))
     }
     assert gpus <= decided, f"{mount.name} has {gpus}, decided was {decided}"
-    if cache is not None:
-        assert any(shadow["metadata"]["uid"] in cache.source for shadow in shadows), cache
+    if cache:
+        assert any(shadow["metadata"]["uid"] in cache for shadow in shadows), cache
     return bool(gpus)
 
 
-def _all_allocated(world: World, vgpus: Volcano, names: list[str]) -> None:
-    """Wait until each of the pods was allocated, or refused, so that the next round is its own."""
+def _all_allocated(world: World, vgpus: Volcano, names: list[str]) -> int:
+    """Wait until each was allocated, or refused; return how many have what another was to have."""
 
-    def are_allocated() -> bool:
-        found = {entry["PodUID"] for entry in _entries(vgpus)}
+    def served() -> set[str]:
         pods = world.api.call("GET", pod_path(world.namespace))["items"]
         ours = [pod for pod in pods if pod["metadata"]["name"] in names]
-        return all(
-            pod["metadata"]["uid"] in found or pod["status"].get("phase") == "Failed"
-            for pod in ours
-        )
+        return {pod["metadata"]["uid"] for pod in ours if pod["status"].get("phase") != "Failed"}
 
-    eventually(are_allocated, what="the plain pods are allocated")
-
-
-def _swaps(vgpus: Volcano) -> int:
-    """Return how many containers have the answer that was meant for another pod."""
-    return sum(
-        1
-        for entry in _entries(vgpus)
-        if entry["PodUID"].encode() not in base64.b64decode(entry["AllocResp"])
-    )
+    eventually(lambda: served() <= _answers(vgpus).keys(), what="the plain pods are allocated")
+    answers = _answers(vgpus)
+    return sum(uid.encode() not in answers[uid] for uid in served())
 
 
-def _entries(vgpus: Volcano) -> list[Object]:
+def _answers(vgpus: Volcano) -> dict[str, bytes]:
+    """Return what the plugin answered for each pod, as the kubelet keeps it."""
     written = json.loads((vgpus.files.root / CHECKPOINT).read_text())["Data"]
-    entries = written["PodDeviceEntries"] or []
-    return [entry for entry in entries if entry["ResourceName"] == NUMBER]
+    return {
+        entry["PodUID"]: base64.b64decode(entry["AllocResp"])
+        for entry in written["PodDeviceEntries"] or []
+        if entry["ResourceName"] == NUMBER
+    }

@@ -20,6 +20,7 @@ NOT_ASKED_ABOUT = {Reason.MOUNTED, Reason.SUSPENDED}  # no trouble
 
 _LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 _HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+_COMMAND = re.compile(r"^(?:kubectl|ctr|docker|make|for|rm|cmctl|crictl|systemctl) ", re.MULTILINE)
 _BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -57,6 +58,19 @@ def test_a_quick_start_has_no_commands_that_no_test_could_see(page: Path) -> Non
     assert languages(page) <= {"shell", "yaml", "text"}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_commands_are_where_a_test_runs_them_or_says_why_not(page: Path) -> None:
+    elsewhere = languages(page) - {"shell"} | {""}
+    others = [block for name in elsewhere for block in blocks(page, language=name)]
+    assert not [str(block) for block in others if _COMMAND.search(block.script)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_command_that_fails_is_seen_to_fail(page: Path) -> None:
+    hidden = [block for block in blocks(page) if not block.not_run and "|| echo" in block.script]
+    assert not [str(block) for block in hidden]
+
+
 def test_both_languages_have_the_same_commands() -> None:
     one, other = (
         [(block.script, bool(block.not_run)) for block in blocks(DOCS / "quick-starts" / name)]
@@ -76,7 +90,8 @@ def test_every_reason_is_on_the_page_of_troubleshooting() -> None:
 def test_every_field_of_a_profile_and_no_other_is_explained() -> None:
     known = {field.encode_name for field in msgspec.structs.fields(Profile)}
     page = (DOCS / "profiles.md").read_text(encoding="utf-8").partition("## Fields")[2]
-    first_cells = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    fields = page.partition("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in fields.splitlines() if line.startswith("| `")]
     assert set(re.findall(r"`(\w+)`", " ".join(first_cells))) == known
 
 

@@ -173,8 +173,15 @@ static int pass(const char *socket_path, const char *path) {
   return 0;
 }
 
+static int log_answer(int out, const struct timespec *at, const char *path, int error) {
+  long long at_ns = at->tv_sec * 1000000000LL + at->tv_nsec;
+  return dprintf(out, "%lld %s %d\n", at_ns, path, error) < 0;
+}
+
+// Logs each change: when it answered as before for the last time, and the first other answer.
 static int probe(const char *outfile, int count, char **paths) {
   int last[MAX_PATHS];
+  struct timespec last_at[MAX_PATHS];
   int out = strcmp(outfile, "-") ? open(outfile, O_CREAT | O_WRONLY | O_APPEND | O_CLOEXEC, 0644) : 1;
   if (out < 0) return fail(outfile);
   if (count > MAX_PATHS) {
@@ -188,10 +195,13 @@ static int probe(const char *outfile, int count, char **paths) {
       struct timespec now;
       clock_gettime(CLOCK_MONOTONIC, &now);
       if (fd >= 0) close(fd);
-      if (error == last[i]) continue;
+      int former = last[i];
+      struct timespec former_at = last_at[i];
       last[i] = error;
-      if (dprintf(out, "%lld %s %d\n", now.tv_sec * 1000000000LL + now.tv_nsec, paths[i], error) < 0)
-        return fail(outfile);
+      last_at[i] = now;
+      if (error == former) continue;
+      if (former >= 0 && log_answer(out, &former_at, paths[i], former)) return fail(outfile);
+      if (log_answer(out, &now, paths[i], error)) return fail(outfile);
     }
     nanosleep(&(struct timespec){0, PROBE_EVERY_NS}, 0);
   }
