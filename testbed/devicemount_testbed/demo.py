@@ -108,6 +108,8 @@ def _namespace(api: Api) -> Iterator[None]:
     api.delete(path)
     api.until(path, lambda found: found is None, deadline_s=DEADLINE_S, what="removed")
     api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    account = f"{path}/serviceaccounts/default"  # made a moment later; no pod is accepted before
+    api.until(account, lambda found: found is not None, deadline_s=DEADLINE_S, what="there")
     try:
         yield
     finally:
