@@ -73,7 +73,7 @@ def cluster(testbed: Testbed) -> Iterator[Cluster]:
     api = Api(testbed.kubeconfig)
     path = f"/api/v1/namespaces/{NAMESPACE}"
     _remove(api, path)
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    api.make_namespace(NAMESPACE)
     try:
         pods = Sightings(objects(api, pod_path(NAMESPACE)), what="watch of pods")
         mounts = Sightings(objects(api, mount_path(NAMESPACE)), what="watch of DeviceMounts")

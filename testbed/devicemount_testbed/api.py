@@ -7,7 +7,7 @@ Objects are dictionaries as the API server sends them; paths are its own ("/api/
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ Object = dict[str, Any]
 
 MERGE_PATCH = "application/merge-patch+json"
 REQUEST_TIMEOUT_S = 30.0
+ACCOUNT_S = 30.0  # the controller manager needs milliseconds
 
 
 class ApiError(Exception):
@@ -65,6 +66,17 @@ class Api:
             if error.status == HTTPStatus.NOT_FOUND:
                 return None
             raise
+
+    def make_namespace(self, name: str, *, labels: Mapping[str, str] | None = None) -> str:
+        """Make a namespace in which pods can be made; returns its path.
+
+        No pod is accepted before the controller manager has made the default service account.
+        """
+        metadata = {"name": name, "labels": dict(labels or {})}
+        self.call("POST", "/api/v1/namespaces", {"metadata": metadata})
+        path = f"/api/v1/namespaces/{name}"
+        self.until(f"{path}/serviceaccounts/default", bool, deadline_s=ACCOUNT_S, what="there")
+        return path
 
     def delete(self, path: str, options: Object | None = None) -> None:
         """Delete the object; one that is gone already is fine."""

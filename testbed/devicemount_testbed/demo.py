@@ -107,9 +107,7 @@ def _namespace(api: Api) -> Iterator[None]:
     path = f"/api/v1/namespaces/{NAMESPACE}"
     api.delete(path)
     api.until(path, lambda found: found is None, deadline_s=DEADLINE_S, what="removed")
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
-    account = f"{path}/serviceaccounts/default"  # made a moment later; no pod is accepted before
-    api.until(account, lambda found: found is not None, deadline_s=DEADLINE_S, what="there")
+    api.make_namespace(NAMESPACE)
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ import pytest
 
 from cluster.failing import bystanding
 from cluster.world import (
-    DEADLINE_S,
     FUSE,
     LOOP,
     MANY_DEVICES,
@@ -39,9 +38,7 @@ def api(testbed: Testbed) -> Api:
 def world(testbed: Testbed, api: Api) -> Iterator[World]:
     """A namespace whose end must leave nothing: no device allocated, no finalizer that hangs."""
     namespace = f"test-{secrets.token_hex(4)}"
-    path = f"/api/v1/namespaces/{namespace}"
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
-    api.until(f"{path}/serviceaccounts/default", bool, deadline_s=DEADLINE_S, what="there")
+    path = api.make_namespace(namespace)
     made = World(testbed, api, namespace)
     yield made
     for pod in made.pods.values():

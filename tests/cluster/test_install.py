@@ -39,7 +39,7 @@ def site(testbed: Testbed, api: Api, tmp_path_factory: pytest.TempPathFactory) -
     make_overlay(overlay)
     names = load_release(testbed, overlay)
     namespace = f"test-{secrets.token_hex(4)}"
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    api.make_namespace(namespace)
     tenant = World(testbed, api, namespace)
     pods = {node: tenant.pod(f"notebook-{node}", node=node) for node in NODES}
     yield Site(testbed, api, tenant, overlay, pods)

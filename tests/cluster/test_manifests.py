@@ -51,20 +51,15 @@ def run(testbed: Testbed, pod: Object, *argv: str) -> str:
 def restricted(api: Api) -> Iterator[str]:
     """A namespace that takes only pods that pass Pod Security `restricted`."""
     name = f"test-{secrets.token_hex(4)}"
-    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
-    body: Object = {"metadata": {"name": name, "labels": labels}}
-    api.call("POST", "/api/v1/namespaces", body)
+    path = api.make_namespace(name, labels={"pod-security.kubernetes.io/enforce": "restricted"})
     yield name
-    api.delete(f"/api/v1/namespaces/{name}")
+    api.delete(path)
 
 
 def test_the_operator_passes_pod_security_restricted(api: Api, restricted: str) -> None:
     path = f"/apis/apps/v1/namespaces/{SYSTEM}/deployments/devicemount-operator"
     spec = api.call("GET", path)["spec"]["template"]["spec"]
     body = {"metadata": {"name": "operator"}, "spec": {**spec, "serviceAccountName": "default"}}
-    # Every namespace gets this account, but not at once; the pod needs it.
-    account = f"/api/v1/namespaces/{restricted}/serviceaccounts/default"
-    api.until(account, lambda found: found is not None, deadline_s=30, what="there")
     api.call("POST", f"{pod_path(restricted)}?dryRun=All", body)
 
 

@@ -162,7 +162,7 @@ def is_running(found: Object | None) -> bool:
 @pytest.fixture(scope="module")
 def tenancy(testbed: Testbed, api: Api) -> Iterator[Tenancy]:
     namespace = f"test-{secrets.token_hex(4)}"
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    api.make_namespace(namespace)
     made = Tenancy(testbed, api, namespace)
     try:
         made.grant_rights()

@@ -47,7 +47,7 @@ def kubelet(testbed: Testbed, api: Api) -> Iterator[Kubelet]:
     """Let the kubelet allocate every case; those of one resource one after another."""
     told = Kubelet()
     namespace = f"vendor-answers-{secrets.token_hex(3)}"
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": namespace}})
+    api.make_namespace(namespace)
     try:
         with ExitStack() as undo:
             stand_ins: dict[str, StandIn] = {}

@@ -59,7 +59,7 @@ def empty(
         build_images(layout, ROOT)
         archives = write_release(layout, ROOT, directory=tmp_path)
         load_everywhere(testbed, list(archives.values()))
-    api.call("POST", "/api/v1/namespaces", {"metadata": {"name": "tenant"}})
+    api.make_namespace("tenant")
     tenant = World(testbed, api, "tenant")
     pods = {node: tenant.pod(f"notebook-{node}", node=node) for node in NODES}
     if request.param == "cert-manager":
