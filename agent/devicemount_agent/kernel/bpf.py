@@ -53,6 +53,7 @@ class Command(IntEnum):
     PROG_LOAD = 5
     PROG_ATTACH = 8
     PROG_DETACH = 9
+    PROG_GET_NEXT_ID = 11
     PROG_GET_FD_BY_ID = 13
     MAP_GET_FD_BY_ID = 14
     OBJ_GET_INFO_BY_FD = 15
@@ -137,6 +138,20 @@ def prog_attach(cgroup_fd: int, prog_fd: int, *, flags: int, replaced_fd: int) -
 
 def prog_detach(cgroup_fd: int, prog_fd: int) -> None:
     _bpf(Command.PROG_DETACH, struct.pack("<III", cgroup_fd, prog_fd, BPF_CGROUP_DEVICE))
+
+
+def newest_program(known: int) -> int:
+    """Return the highest id of the programs of this node, of whatever type, or `known`.
+
+    A higher id than before means that programs were loaded: the kernel gives ids in turn, up to
+    2**31, after which it begins anew.
+    """
+    while True:
+        try:
+            _, out = _bpf(Command.PROG_GET_NEXT_ID, struct.pack("<I", known))
+        except FileNotFoundError:
+            return known
+        (known,) = struct.unpack_from("<I", out, 4)
 
 
 def prog_get_fd_by_id(program_id: int) -> int:

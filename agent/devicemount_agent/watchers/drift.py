@@ -4,10 +4,10 @@
 systemd attaches its own filter anew (daemon-reload, set-property, an in-place resize), crun
 replaces it, and nothing tells of it. So every grafted container is looked at four times a second,
 by one system call each, in a thread that wakes the event loop only when there is something to do;
-what its other cgroups below have is looked at in turn. What is given back is what the journal says
-at that moment, never what the kernel still has: nothing that is lost, withheld or revoked comes
-back by this. Each repair is a task under its pod's lock, so that a pod that is worked on for long
-delays no other.
+on v2, while nobody on the node loads a program, once a second (ADR 17). What its other cgroups
+below have is looked at in turn. What is given back is what the journal says at that moment, never
+what the kernel still has: nothing that is lost, withheld or revoked comes back by this. Each repair
+is a task under its pod's lock, so that a pod that is worked on for long delays no other.
 """
 
 import asyncio
@@ -22,21 +22,25 @@ from itertools import islice
 from operator import is_
 
 from devicemount_agent import metrics
+from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.errors import DeviceMountError, FilterBlocked, TargetNotRunning
 from devicemount_agent.graft.standing import Eye, Standing
 from devicemount_agent.graft.subtree import changed_below
 from devicemount_agent.graft.target import below
 from devicemount_agent.grafts import Grafts, facts
-from devicemount_agent.kernel.bpf import EffectivePrograms
+from devicemount_agent.kernel.bpf import EffectivePrograms, newest_program
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
 from devicemount_agent.model import Concern, ContainerID, PodUID
 
 SWEEP_S = 0.25
+CALM_SWEEPS = 4  # without a new program: then, of filters, one in as many is enough
 BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 30.0  # after what could not be repaired; doubled each time
 BURST_S = 10.0  # repairs that follow each other more closely are one burst
 BURST_LIMIT_S = 60.0  # then one that goes on is told of, and is another
+
+Sight = tuple[ContainerID, Callable[[], bytes], bytes]  # what to read of it, as it stood
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +77,9 @@ class Drift:
         self._next_s = 0.0  # when it looks again
         self._programs = EffectivePrograms()
         self._eyes: dict[ContainerID, Eye] = {}  # changed between looks only
-        self._sights: list[tuple[ContainerID, Callable[[], bytes], bytes]] = []  # what they read
+        self._sights: dict[CgroupVersion, list[Sight]] = {version: [] for version in CgroupVersion}
+        self._newest_program = 0
+        self._calm_sweeps = 0  # since one was loaded
         self._ledger: Ledger | None = None  # of which, with these live, these are known
         self._live: frozenset[PodUID] = frozenset()
         self._known: frozenset[ContainerID] = frozenset()
@@ -111,7 +117,7 @@ class Drift:
     async def sweep(self) -> None:
         """Look once at every container, and begin to repair those that are not as they stood."""
         self._wanted.set()
-        await self._sweep(self._look)
+        await self._sweep(self._look_at_all)
 
     async def _sweep(self, look: Callable[[], list[ContainerID]]) -> None:
         loop = asyncio.get_running_loop()
@@ -160,9 +166,10 @@ class Drift:
         for container_id in self._eyes.keys() - containers:
             self._eyes.pop(container_id).close()
         self._stood = dict(standing)
-        self._sights = [
-            (container_id, eye.read, eye.standing.rules) for container_id, eye in self._eyes.items()
-        ]
+        self._sights = {version: [] for version in CgroupVersion}
+        for container_id, eye in self._eyes.items():
+            sight = (container_id, eye.read, eye.standing.rules)
+            self._sights[eye.standing.version].append(sight)
 
     def _look_on(self) -> list[ContainerID]:
         """Look every SWEEP_S until something is to be done. In a thread: the kernel may be busy."""
@@ -194,22 +201,24 @@ class Drift:
             or not _are_same(self._grafts.standing, self._stood)
         )
 
+    def _look_at_all(self) -> list[ContainerID]:
+        self._calm_sweeps = 0
+        return self._look()
+
     def _look(self) -> list[ContainerID]:
         """Return which containers are not as they stood."""
-        changed = []
-        for (
-            container_id,
-            read,
-            rules,
-        ) in self._sights:  # 800 times a second: nothing is called twice
-            try:
-                if read() == rules:
-                    continue
-            except OSError:
-                pass  # a cgroup that is gone is not as it stood
-            changed.append(container_id)
+        changed = _changed(self._sights[CgroupVersion.V1])
+        if self._sights[CgroupVersion.V2] and self._are_filters_due():
+            changed += _changed(self._sights[CgroupVersion.V2])
         changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
         return changed
+
+    def _are_filters_due(self) -> bool:
+        """Say whether to look at filters now: whoever replaces one loads it a moment before."""
+        newest = newest_program(self._newest_program)
+        self._calm_sweeps = self._calm_sweeps + 1 if newest == self._newest_program else 0
+        self._newest_program = newest
+        return self._calm_sweeps < CALM_SWEEPS or self._calm_sweeps % CALM_SWEEPS == 0
 
     def _below_in_turn(self) -> Iterator[ContainerID | None]:
         """Look at one more cgroup each time, for ever; yield whose it is if it has changed."""
@@ -318,6 +327,19 @@ def _are_same(
 ) -> bool:
     """Tell whether these are the very same, each of them. In another order they may be not."""
     return len(standing) == len(former) and all(map(is_, standing.values(), former.values()))
+
+
+def _changed(sights: list[Sight]) -> list[ContainerID]:
+    """Return which are not as they stood. Up to 800 a second: nothing is called twice."""
+    changed = []
+    for container_id, read, as_it_stood in sights:
+        try:
+            if read() == as_it_stood:
+                continue
+        except OSError:
+            pass  # a cgroup that is gone is not as it stood
+        changed.append(container_id)
+    return changed
 
 
 def _stands(grant: Grant, live: Collection[PodUID]) -> bool:

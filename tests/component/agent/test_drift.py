@@ -105,6 +105,23 @@ async def test_what_is_taken_is_given_back_and_counted(node: Node) -> None:
         assert not can_open(target, "vcs1")
 
 
+@ON_V2
+async def test_what_is_taken_without_a_new_program_is_given_back_too(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a program that was loaded long before it is attached."""
+    monkeypatch.setattr(drift, "newest_program", lambda known: known)
+    target = node.target()
+    wiper = Wiper(node, target)
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+        for _ in range(3):
+            wiper.wipe()
+            assert not can_open(target, "vcs1")
+            async with asyncio.timeout(2 * drift.CALM_SWEEPS * drift.SWEEP_S):
+                await until(lambda: can_open(target, "vcs1"), "it is given back")
+
+
 async def test_our_own_grants_are_no_repairs(node: Node) -> None:
     target, before = node.target(), counted()
     async with node.agent() as agent:

@@ -50,6 +50,14 @@ def taken_and_given_back(box: Box, node: DeviceNode, standing: Standing) -> Stan
     return repaired
 
 
+def test_a_program_that_is_loaded_is_the_newest(v2: Lab) -> None:
+    known = bpf.newest_program(0)
+    with closing(bpf.prog_load(ALLOW_NULL, is_gpl=False, name="")) as loaded:
+        newest = bpf.newest_program(known)
+        assert newest >= bpf.prog_info(loaded).id > known
+    assert bpf.newest_program(newest) >= newest
+
+
 def test_systemd_is_followed_without_end_and_both_programs_come_back(
     v2: Lab, vcsa: DeviceNode, vcsu: DeviceNode
 ) -> None:
