@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
 from devicemount_agent.changes import Changes
@@ -58,6 +59,9 @@ from devicemount_agent.timeline import Timeline
 from devicemount_agent_api.failpoints import Failpoint, fire
 
 PERMITTERS = 4
+
+_Permitted = Mapping[DeviceNumber, Access]
+_Written = TypeVar("_Written")
 
 log = logging.getLogger(__name__)
 
@@ -142,8 +146,7 @@ class Grafts:
         """
         former = self.ledger.grants.get(uid)
         if former is not None and former.container_id != container.id:
-            permit = self._permitting_left(former.key.pod_uid, former.container_id, without=uid)
-            await asyncio.get_running_loop().run_in_executor(self._permitters, permit)
+            await self._permit_left(former.key.pod_uid, former.container_id, without=uid)
 
     async def _planned(self, grant: Grant, container: Container) -> Planned:
         """Look at the container, once more where another grant of ours left it meanwhile."""
@@ -402,25 +405,37 @@ class Grafts:
     def _permitting(self, container: Container) -> Callable[[], Standing | None]:
         """Return what makes the kernel allow what is live in the container when it is called.
 
-        One at a time, so that what was live before a loss is never told after it. How permissions
-        stand then is noted, even where nobody waits for the thread any more.
+        How permissions stand then is noted, even where nobody waits for the thread any more.
         """
-        turn = self._turns.setdefault(container.id, threading.Lock())
 
-        def permit() -> Standing | None:
+        def write(want: _Permitted, earlier: _Permitted) -> Standing | None:
+            self.standing.pop(container.id, None)
+            standing = graft.permit(container, want, earlier=earlier)
+            if standing is not None:
+                self.standing[container.id] = standing
+            return standing
+
+        return self._in_turn(container.id, write)
+
+    def _in_turn(
+        self,
+        container_id: ContainerID,
+        write: Callable[[_Permitted, _Permitted], _Written],
+        *,
+        without: PodUID | None = None,
+    ) -> Callable[[], _Written]:
+        """Return what writes what a container is to be allowed, and was before us, when it is
+        called: one at a time, so that what was live before a loss is never told after it."""
+        turn = self._turns.setdefault(container_id, threading.Lock())
+
+        def written() -> _Written:
             with turn:
-                want, earlier = self._wanted(container.id), self.ledger.earlier_in(container.id)
-                self.standing.pop(container.id, None)
-                standing = graft.permit(container, want, earlier=earlier)
-                if standing is not None:
-                    self.standing[container.id] = standing
-                return standing
+                want = self._wanted(container_id, without=without)
+                return write(want, self.ledger.earlier_in(container_id))
 
-        return permit
+        return written
 
-    def _wanted(
-        self, container_id: ContainerID, *, without: PodUID | None = None
-    ) -> Mapping[DeviceNumber, Access]:
+    def _wanted(self, container_id: ContainerID, *, without: PodUID | None = None) -> _Permitted:
         """Return what is live in the container, nothing of a grant that is lost."""
         live = self.live - self.lost - {without}
         return access_of(
@@ -440,25 +455,20 @@ class Grafts:
         ended = {(g.key.pod_uid, g.container_id) for g in grants} - {
             (container.pod_uid, container.id) for container in running
         }
-        loop = asyncio.get_running_loop()
         for pod_uid, container_id in ended:
-            permit = self._permitting_left(pod_uid, container_id)
-            await loop.run_in_executor(self._permitters, permit)
+            await self._permit_left(pod_uid, container_id)
 
-    def _permitting_left(
+    async def _permit_left(
         self, pod_uid: PodUID, container_id: ContainerID, *, without: PodUID | None = None
-    ) -> Callable[[], None]:
+    ) -> None:
         """The same for a container that has ended."""
-        turn = self._turns.setdefault(container_id, threading.Lock())
 
-        def permit() -> None:
-            with turn:
-                want = self._wanted(container_id, without=without)
-                earlier = self.ledger.earlier_in(container_id)
-                for cgroup in cgroups_of(pod_uid, container_id):
-                    graft.permit_left(cgroup, want, earlier=earlier)
+        def write(want: _Permitted, earlier: _Permitted) -> None:
+            for cgroup in cgroups_of(pod_uid, container_id):
+                graft.permit_left(cgroup, want, earlier=earlier)
 
-        return permit
+        permit = self._in_turn(container_id, write, without=without)
+        await asyncio.get_running_loop().run_in_executor(self._permitters, permit)
 
     def _only_of(self, begun: Grant, former: Grant) -> tuple[DeviceNode, ...]:
         """Return the nodes that were begun anew and that no other grant has there by now."""

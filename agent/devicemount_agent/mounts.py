@@ -113,11 +113,7 @@ class Mounts:
         """Return every mount that has a grant or waits for one."""
         granted = (grant.key for grant in self._grafts.ledger.grants.values())
         keys = dict.fromkeys((*granted, *self._attempts))
-        return tuple(self._state(key) for key in keys)
-
-    def state(self, key: MountKey) -> MountState:
-        """Return what is so of one mount; REMOVED where nothing is left."""
-        return self._state(key)
+        return tuple(self.state(key) for key in keys)
 
     @property
     def ledger(self) -> Ledger:
@@ -170,13 +166,13 @@ class Mounts:
                     await self._graft(attempt, shadow, asked)
                     grafted.append(shadow.uid)
         except TimeoutError:
-            return self._state(request.key)
+            return self.state(request.key)
         async with self._grafts.lock(request.key.pod_uid):
             self._keep_containers(request.key.pod_uid)
             await self._usability.look([g for uid in grafted if (g := self.ledger.grants.get(uid))])
-            if self._state(request.key).phase is Phase.GRANTED:
+            if self.state(request.key).phase is Phase.GRANTED:
                 self._grafts.complete(request.key)
-        return self._state(request.key)
+        return self.state(request.key)
 
     async def _is_granted(self, key: MountKey, shadow: ShadowPod) -> bool:
         """Tell whether nothing is to be done. Waits for who changes a grant of the pod just now."""
@@ -314,7 +310,7 @@ class Mounts:
     async def _remove(self, request: RemoveRequest) -> MountState:
         key = request.key
         attempt = self._attempts.get(key)
-        if attempt is not None and _concerns(request, attempt.request.shadow_pods):
+        if attempt is not None and any(map(request.concerns, attempt.request.shadow_pods)):
             await attempt.ended()
         if request.policy is Policy.LOST:
             await self._lose_all(request)
@@ -323,7 +319,7 @@ class Mounts:
             grants = tuple(
                 grant
                 for grant in self._grafts.ledger.of_mount(key)
-                if _concerns(request, (grant.shadow,))
+                if request.concerns(grant.shadow)
             )
             if not grants:
                 await self._check_unknown(key)
@@ -338,7 +334,7 @@ class Mounts:
         if request.policy is Policy.LOST and gone:
             for uid in request.shadow_uids | {grant.shadow.uid for grant in grants}:
                 await self._shadow_pods.lower_fence(uid, key.mount_uid)
-        return self._state(key, removed=_gone(request, grants) if gone else ())
+        return self.state(key, removed=_gone(request, grants) if gone else ())
 
     async def _taken_back(
         self, request: RemoveRequest, grants: tuple[Grant, ...], *, mains: frozenset[int]
@@ -382,7 +378,7 @@ class Mounts:
     async def _lose_all(self, request: RemoveRequest) -> None:
         """Handle what the operator says is lost; what takes longer goes on by itself."""
         grants = self._grafts.ledger.of_mount(request.key)
-        lost = [grant for grant in grants if _concerns(request, (grant.shadow,))]
+        lost = [grant for grant in grants if request.concerns(grant.shadow)]
         for grant in lost:
             self._losses.begin(grant.shadow.uid, reservation_lost(_gone_text(grant)))
         await self._losses.settled(grant.shadow.uid for grant in lost)
@@ -397,7 +393,7 @@ class Mounts:
         if request.policy is Policy.LOST:
             if removed:  # of what was never granted nobody said that it was there
                 self._grafts.begin(request.key)
-        elif self._state(request.key).phase is Phase.GRANTED:
+        elif self.state(request.key).phase is Phase.GRANTED:
             self._grafts.complete(request.key)
 
     def _keep_containers(self, pod_uid: PodUID) -> None:
@@ -412,7 +408,8 @@ class Mounts:
 
     # ---- what is so
 
-    def _state(self, key: MountKey, removed: tuple[ShadowState, ...] = ()) -> MountState:
+    def state(self, key: MountKey, removed: tuple[ShadowState, ...] = ()) -> MountState:
+        """Return what is so of one mount, besides what was just removed; REMOVED if nothing is."""
         grants = self._grafts.ledger.of_mount(key)
         attempt = self._attempts.get(key)
         known = {grant.shadow.uid for grant in grants}
@@ -475,10 +472,6 @@ class Mounts:
 
 def _gone_text(grant: Grant) -> str:
     return f"shadow pod {grant.shadow.name} has ended or is being deleted"
-
-
-def _concerns(request: RemoveRequest, shadows: Iterable[ShadowPod]) -> bool:
-    return not request.shadow_uids or any(s.uid in request.shadow_uids for s in shadows)
 
 
 def _gone(request: RemoveRequest, grants: Iterable[Grant]) -> tuple[ShadowState, ...]:

@@ -6,8 +6,8 @@ Records that are whole say which grants there were, not what became of them. Who
 living shadow pod whose devices the kernel lets a container of its target use, has a grant there.
 What the kernel allows beyond that is nobody's: on cgroup v2 it is ours by its program, and is
 revoked; on v1 ours and the container's own stand in one list, so what neither the runtime nor a
-record explains is named, and nothing is granted until that container has ended. Only when all is
-explained a journal is written anew (docs/adr/0009).
+record explains is named, and where the journal is damaged nothing is granted until that container
+has ended. Only when all is explained a journal is written anew (docs/adr/0009).
 """
 
 import asyncio

@@ -90,3 +90,7 @@ class RemoveRequest:
     policy: Policy
     grace_s: int = 0  # of TERMINATE: between TERM and KILL
     include_main_process: bool = False  # of TERMINATE: the containers' first processes, too
+
+    def concerns(self, shadow: ShadowPod) -> bool:
+        """Tell whether that shadow pod's grant is to be removed."""
+        return not self.shadow_uids or shadow.uid in self.shadow_uids

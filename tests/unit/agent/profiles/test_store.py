@@ -40,6 +40,15 @@ def test_each_of_ours_says_how_it_is_known(path: Path) -> None:
     assert "\nknown: " in text
 
 
+def test_whatever_serves_nvidias_devices_mounts_the_same() -> None:
+    nvidia, *others = (
+        parse((SHIPPED / f"{name}.yaml").read_bytes()).content["alsoMounts"]
+        for name in ("nvidia", "hami-vgpu", "volcano-vgpu")
+    )
+    assert nvidia
+    assert others == [nvidia, nvidia]
+
+
 @pytest.mark.parametrize(
     ("resource", "env", "name"),
     [
