@@ -163,7 +163,7 @@ class Agent:
         self.renewal = Renewal(
             self.grafts, self.containers, self.health, confirm=self.mounts.confirm
         )
-        self.drift = Drift(self.grafts)
+        self.drift = Drift(self.grafts, self.bell)
         metrics.gauge(
             "devicemount_agent_polling",
             "1 while inotify instances or watches are used up and directories are polled.",

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel holds of a container's permissions, and whether it still does.
 
-Nothing tells when somebody changes a device filter: no inotify event, no netlink message. So it is
-looked at, over and over, and must cost next to nothing: one system call on a descriptor that stays
-open. On v2 the ids of all programs that run for the main process's cgroup are compared, ancestors'
-included, on v1 the text of devices.list.
+Nothing tells when somebody changes a device filter on v2: no inotify event, no netlink message. On
+v1 inotify tells of a write, if it is through the node's own mount. So it is looked at, over and
+over, and must cost next to nothing: one system call on a descriptor that stays open. On v2 the ids
+of all programs that run for the main process's cgroup are compared, ancestors' included, on v1 the
+text of devices.list.
 """
 
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import assert_never
 
@@ -44,10 +46,13 @@ class Eye:
         self.standing = standing
         self._fd: int
         self.read: Callable[[], bytes]  # what is to be the standing's rules; raises OSError
+        self.written_in: tuple[Path, ...] = ()  # where whoever changes them by a file has to write
         match standing.version:
             case CgroupVersion.V1:
                 self._fd = os.open(standing.top / "devices.list", os.O_RDONLY | os.O_CLOEXEC)
                 self.read = partial(os.pread, self._fd, RULES_BYTES, 0)
+                levels = (standing.top, *standing.top.parents)
+                self.written_in = tuple(takewhile(_has_rules, levels))
             case CgroupVersion.V2:
                 flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
                 self._fd = os.open(standing.leaf, flags)
@@ -71,3 +76,7 @@ class Eye:
 
     def close(self) -> None:
         os.close(self._fd)
+
+
+def _has_rules(directory: Path) -> bool:
+    return (directory / "devices.deny").exists()

@@ -2,12 +2,13 @@
 """Notices that somebody changed what a grafted container may do, and gives back what was taken.
 
 systemd attaches its own filter anew (daemon-reload, set-property, an in-place resize), crun
-replaces it, and nothing tells of it. So every grafted container is looked at four times a second,
-by one system call each, in a thread that wakes the event loop only when there is something to do;
-on v2, while nobody on the node loads a program, once a second (ADR 17). What its other cgroups
-below have is looked at in turn. What is given back is what the journal says at that moment, never
-what the kernel still has: nothing that is lost, withheld or revoked comes back by this. Each repair
-is a task under its pod's lock, so that a pod that is worked on for long delays no other.
+replaces it, and nothing tells whose. So every grafted container is looked at, by one system call
+each, in a thread that wakes the event loop only when there is something to do: four times a second
+when a device program was loaded on the node (v2) or somebody wrote rules (v1) within the last
+second, else once a second (ADR 17). What its other cgroups below have is looked at in turn. What is
+given back is what the journal says at that moment, never what the kernel still has: nothing that is
+lost, withheld or revoked comes back by this. Each repair is a task under its pod's lock, so that a
+pod that is worked on for long delays no other.
 """
 
 import asyncio
@@ -17,30 +18,33 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import is_
+from pathlib import Path
 
 from devicemount_agent import metrics
+from devicemount_agent.bell import Bell, Hung
 from devicemount_agent.container.cgroup import CgroupVersion
 from devicemount_agent.errors import DeviceMountError, FilterBlocked, TargetNotRunning
 from devicemount_agent.graft.standing import Eye, Standing
 from devicemount_agent.graft.subtree import changed_below
 from devicemount_agent.graft.target import below
 from devicemount_agent.grafts import Grafts, facts
+from devicemount_agent.kernel import inotify
 from devicemount_agent.kernel.bpf import EffectivePrograms, newest_program
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
 from devicemount_agent.model import Concern, ContainerID, PodUID
 
 SWEEP_S = 0.25
-CALM_SWEEPS = 4  # without a new program: then, of filters, one in as many is enough
+STIRRED_S = 1.0  # for so long after something that tells of a change each sweep looks at all
+CALM_S = 1.0  # then, so often
 BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 30.0  # after what could not be repaired; doubled each time
 BURST_S = 10.0  # repairs that follow each other more closely are one burst
 BURST_LIMIT_S = 60.0  # then one that goes on is told of, and is another
-
-Sight = tuple[ContainerID, Callable[[], bytes], bytes]  # what to read of it, as it stood
 
 log = logging.getLogger(__name__)
 
@@ -69,17 +73,21 @@ class _Retry:
 class Drift:
     """Of all containers with grants that stand."""
 
-    def __init__(self, grafts: Grafts) -> None:
+    def __init__(self, grafts: Grafts, bell: Bell) -> None:
         self._grafts = grafts
+        self._bell = bell
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drift")
         self._one_at_a_time = asyncio.Lock()
         self._wanted = threading.Event()  # the looker is to come back
         self._next_s = 0.0  # when it looks again
         self._programs = EffectivePrograms()
         self._eyes: dict[ContainerID, Eye] = {}  # changed between looks only
-        self._sights: dict[CgroupVersion, list[Sight]] = {version: [] for version in CgroupVersion}
+        self._sights: list[tuple[ContainerID, Callable[[], bytes], bytes]] = []  # what they read
+        self._heard: dict[Path, Hung] = {}  # where somebody may write rules
+        self._is_rung = False  # somebody did
+        self._has_filters = False  # some are on v2
         self._newest_program = 0
-        self._calm_sweeps = 0  # since one was loaded
+        self._stirred_s = self._looked_s = -math.inf
         self._ledger: Ledger | None = None  # of which, with these live, these are known
         self._live: frozenset[PodUID] = frozenset()
         self._known: frozenset[ContainerID] = frozenset()
@@ -166,10 +174,25 @@ class Drift:
         for container_id in self._eyes.keys() - containers:
             self._eyes.pop(container_id).close()
         self._stood = dict(standing)
-        self._sights = {version: [] for version in CgroupVersion}
-        for container_id, eye in self._eyes.items():
-            sight = (container_id, eye.read, eye.standing.rules)
-            self._sights[eye.standing.version].append(sight)
+        self._sights = [
+            (container_id, eye.read, eye.standing.rules) for container_id, eye in self._eyes.items()
+        ]
+        versions = (eye.standing.version for eye in self._eyes.values())
+        self._has_filters = CgroupVersion.V2 in versions
+        self._hear({directory for eye in self._eyes.values() for directory in eye.written_in})
+
+    def _hear(self, directories: set[Path]) -> None:
+        """Be told of what is written in these, and no others."""
+        for directory in self._heard.keys() - directories:
+            self._bell.take_down(self._heard.pop(directory))
+        for directory in directories - self._heard.keys():
+            with suppress(FileNotFoundError):  # its end: the eye sees it too
+                hung = self._bell.hang(directory, self._ring, mask=inotify.IN_MODIFY)
+                self._heard[directory] = hung
+                self._ring()  # it may have been a moment ago
+
+    def _ring(self) -> None:
+        self._is_rung = True
 
     def _look_on(self) -> list[ContainerID]:
         """Look every SWEEP_S until something is to be done. In a thread: the kernel may be busy."""
@@ -202,23 +225,44 @@ class Drift:
         )
 
     def _look_at_all(self) -> list[ContainerID]:
-        self._calm_sweeps = 0
+        self._looked_s = -math.inf
         return self._look()
 
     def _look(self) -> list[ContainerID]:
         """Return which containers are not as they stood."""
-        changed = _changed(self._sights[CgroupVersion.V1])
-        if self._sights[CgroupVersion.V2] and self._are_filters_due():
-            changed += _changed(self._sights[CgroupVersion.V2])
+        changed = self._changed() if self._is_due() else []
         changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
         return changed
 
-    def _are_filters_due(self) -> bool:
-        """Say whether to look at filters now: whoever replaces one loads it a moment before."""
-        newest = newest_program(self._newest_program)
-        self._calm_sweeps = self._calm_sweeps + 1 if newest == self._newest_program else 0
-        self._newest_program = newest
-        return self._calm_sweeps < CALM_SWEEPS or self._calm_sweeps % CALM_SWEEPS == 0
+    def _is_due(self) -> bool:
+        """Say whether to look at all now."""
+        now_s = time.monotonic()
+        if self._is_stirred():
+            self._stirred_s = now_s
+        if now_s >= self._stirred_s + STIRRED_S and now_s < self._looked_s + CALM_S:
+            return False
+        self._looked_s = now_s
+        return True
+
+    def _is_stirred(self) -> bool:
+        """Say whether anything has told of a change since it was asked last."""
+        if is_rung := self._is_rung:
+            self._is_rung = False
+        if not self._has_filters:
+            return is_rung
+        former, self._newest_program = self._newest_program, newest_program(self._newest_program)
+        return is_rung or self._newest_program != former
+
+    def _changed(self) -> list[ContainerID]:
+        changed = []
+        for container_id, read, rules in self._sights:  # hundreds: nothing is called twice
+            try:
+                if read() == rules:
+                    continue
+            except OSError:
+                pass  # a cgroup that is gone is not as it stood
+            changed.append(container_id)
+        return changed
 
     def _below_in_turn(self) -> Iterator[ContainerID | None]:
         """Look at one more cgroup each time, for ever; yield whose it is if it has changed."""
@@ -327,19 +371,6 @@ def _are_same(
 ) -> bool:
     """Tell whether these are the very same, each of them. In another order they may be not."""
     return len(standing) == len(former) and all(map(is_, standing.values(), former.values()))
-
-
-def _changed(sights: list[Sight]) -> list[ContainerID]:
-    """Return which are not as they stood. Up to 800 a second: nothing is called twice."""
-    changed = []
-    for container_id, read, as_it_stood in sights:
-        try:
-            if read() == as_it_stood:
-                continue
-        except OSError:
-            pass  # a cgroup that is gone is not as it stood
-        changed.append(container_id)
-    return changed
 
 
 def _stands(grant: Grant, live: Collection[PodUID]) -> bool:

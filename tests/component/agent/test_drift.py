@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,20 +106,30 @@ async def test_what_is_taken_is_given_back_and_counted(node: Node) -> None:
         assert not can_open(target, "vcs1")
 
 
-@ON_V2
-async def test_what_is_taken_without_a_new_program_is_given_back_too(
+async def test_what_is_taken_is_noticed_by_what_tells_of_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "CALM_S", math.inf)
+    await taken_and_given_back(node)
+
+
+async def test_what_is_taken_is_noticed_where_nothing_tells_of_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a program that was loaded long before it is attached."""
-    monkeypatch.setattr(drift, "newest_program", lambda known: known)
+    monkeypatch.setattr(drift.Drift, "_is_stirred", lambda _: False)
+    await taken_and_given_back(node)
+
+
+async def taken_and_given_back(node: Node) -> None:
     target = node.target()
     wiper = Wiper(node, target)
     async with node.agent():
         await node.apply(target, node.reserved(target, "vcs1"))
-        for _ in range(3):
+        for _ in range(2):
             wiper.wipe()
             assert not can_open(target, "vcs1")
-            async with asyncio.timeout(2 * drift.CALM_SWEEPS * drift.SWEEP_S):
+            async with asyncio.timeout(5):
                 await until(lambda: can_open(target, "vcs1"), "it is given back")
 
 
