@@ -121,7 +121,12 @@ class Journal:
         self._lock_fd = os.open(
             directory / LENGTH_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
         )
-        fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._lock_fd)
+            why = "another agent of this node has the journal"
+            raise BlockingIOError(error.errno, why, str(self._path)) from error
         said = replayed(directory, boot_id=boot_id)
         self.ledger = said.ledger
         self.damage = said.damage

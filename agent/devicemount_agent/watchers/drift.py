@@ -3,12 +3,11 @@
 
 systemd attaches its own filter anew (daemon-reload, set-property, an in-place resize), crun
 replaces it, and nothing tells whose. So every grafted container is looked at, by one system call
-each, in a thread that wakes the event loop only when there is something to do: four times a second
-when a device program was loaded on the node (v2) or somebody wrote rules (v1) within the last
-second, else once a second (ADR 17). What its other cgroups below have is looked at in turn. What is
-given back is what the journal says at that moment, never what the kernel still has: nothing that is
-lost, withheld or revoked comes back by this. Each repair is a task under its pod's lock, so that a
-pod that is worked on for long delays no other.
+each, four times a second where something tells of a change (stir), else once, in a thread that
+wakes the event loop only when there is something to do. What its other cgroups below have is looked
+at in turn. What is given back is what the journal says at that moment, never what the kernel still
+has: nothing that is lost, withheld or revoked comes back by this. Each repair is a task under its
+pod's lock, so that a pod that is worked on for long delays no other.
 """
 
 import asyncio
@@ -18,29 +17,24 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from operator import is_
-from pathlib import Path
 
 from devicemount_agent import metrics
-from devicemount_agent.bell import Bell, Hung
-from devicemount_agent.container.cgroup import CgroupVersion
+from devicemount_agent.bell import Bell
 from devicemount_agent.errors import DeviceMountError, FilterBlocked, TargetNotRunning
 from devicemount_agent.graft.standing import Eye, Standing
 from devicemount_agent.graft.subtree import changed_below
 from devicemount_agent.graft.target import below
 from devicemount_agent.grafts import Grafts, facts
-from devicemount_agent.kernel import inotify
-from devicemount_agent.kernel.bpf import EffectivePrograms, newest_program
+from devicemount_agent.kernel.bpf import EffectivePrograms
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
 from devicemount_agent.model import Concern, ContainerID, PodUID
+from devicemount_agent.watchers.stir import Stir
 
 SWEEP_S = 0.25
-STIRRED_S = 1.0  # for so long after something that tells of a change each sweep looks at all
-CALM_S = 1.0  # then, so often
 BELOW_PER_SWEEP = 16  # other cgroups looked at: 64 a second, however many a tenant makes
 FIRST_RETRY_S, LAST_RETRY_S = 0.25, 30.0  # after what could not be repaired; doubled each time
 BURST_S = 10.0  # repairs that follow each other more closely are one burst
@@ -75,7 +69,7 @@ class Drift:
 
     def __init__(self, grafts: Grafts, bell: Bell) -> None:
         self._grafts = grafts
-        self._bell = bell
+        self._stir = Stir(bell)
         self._looker = ThreadPoolExecutor(1, thread_name_prefix="drift")
         self._one_at_a_time = asyncio.Lock()
         self._wanted = threading.Event()  # the looker is to come back
@@ -83,11 +77,6 @@ class Drift:
         self._programs = EffectivePrograms()
         self._eyes: dict[ContainerID, Eye] = {}  # changed between looks only
         self._sights: list[tuple[ContainerID, Callable[[], bytes], bytes]] = []  # what they read
-        self._heard: dict[Path, Hung] = {}  # where somebody may write rules
-        self._is_rung = False  # somebody did
-        self._has_filters = False  # some are on v2
-        self._newest_program = 0
-        self._stirred_s = self._looked_s = -math.inf
         self._ledger: Ledger | None = None  # of which, with these live, these are known
         self._live: frozenset[PodUID] = frozenset()
         self._known: frozenset[ContainerID] = frozenset()
@@ -177,22 +166,7 @@ class Drift:
         self._sights = [
             (container_id, eye.read, eye.standing.rules) for container_id, eye in self._eyes.items()
         ]
-        versions = (eye.standing.version for eye in self._eyes.values())
-        self._has_filters = CgroupVersion.V2 in versions
-        self._hear({directory for eye in self._eyes.values() for directory in eye.written_in})
-
-    def _hear(self, directories: set[Path]) -> None:
-        """Be told of what is written in these, and no others."""
-        for directory in self._heard.keys() - directories:
-            self._bell.take_down(self._heard.pop(directory))
-        for directory in directories - self._heard.keys():
-            with suppress(FileNotFoundError):  # its end: the eye sees it too
-                hung = self._bell.hang(directory, self._ring, mask=inotify.IN_MODIFY)
-                self._heard[directory] = hung
-                self._ring()  # it may have been a moment ago
-
-    def _ring(self) -> None:
-        self._is_rung = True
+        self._stir.follow(self._eyes.values())
 
     def _look_on(self) -> list[ContainerID]:
         """Look every SWEEP_S until something is to be done. In a thread: the kernel may be busy."""
@@ -225,33 +199,14 @@ class Drift:
         )
 
     def _look_at_all(self) -> list[ContainerID]:
-        self._looked_s = -math.inf
+        self._stir.look()
         return self._look()
 
     def _look(self) -> list[ContainerID]:
         """Return which containers are not as they stood."""
-        changed = self._changed() if self._is_due() else []
+        changed = self._changed() if self._stir.is_due() else []
         changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
         return changed
-
-    def _is_due(self) -> bool:
-        """Say whether to look at all now."""
-        now_s = time.monotonic()
-        if self._is_stirred():
-            self._stirred_s = now_s
-        if now_s >= self._stirred_s + STIRRED_S and now_s < self._looked_s + CALM_S:
-            return False
-        self._looked_s = now_s
-        return True
-
-    def _is_stirred(self) -> bool:
-        """Say whether anything has told of a change since it was asked last."""
-        if is_rung := self._is_rung:
-            self._is_rung = False
-        if not self._has_filters:
-            return is_rung
-        former, self._newest_program = self._newest_program, newest_program(self._newest_program)
-        return is_rung or self._newest_program != former
 
     def _changed(self) -> list[ContainerID]:
         changed = []

@@ -18,7 +18,7 @@ from devicemount_agent.container.find import Container
 from devicemount_agent.errors import TargetNotRunning
 from devicemount_agent.graft import graft
 from devicemount_agent.graft.standing import Standing
-from devicemount_agent.watchers import drift
+from devicemount_agent.watchers import drift, stir
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from node.agent import programs
 from node.agent.containers import HIERARCHIES, NULL, Lab, lab
@@ -109,7 +109,7 @@ async def test_what_is_taken_is_given_back_and_counted(node: Node) -> None:
 async def test_what_is_taken_is_noticed_by_what_tells_of_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "CALM_S", math.inf)
+    monkeypatch.setattr(stir, "CALM_S", math.inf)
     await taken_and_given_back(node)
 
 
@@ -117,7 +117,7 @@ async def test_what_is_taken_is_noticed_where_nothing_tells_of_it(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As by a program that was loaded long before it is attached."""
-    monkeypatch.setattr(drift.Drift, "_is_stirred", lambda _: False)
+    monkeypatch.setattr(stir.Stir, "_is_told", lambda _: False)
     await taken_and_given_back(node)
 
 

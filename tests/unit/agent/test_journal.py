@@ -153,7 +153,7 @@ def test_a_torn_tail_is_a_write_that_never_happened(directory: Path) -> None:
 
 
 def test_a_second_agent_does_not_open_it(journal: Journal, directory: Path) -> None:
-    with pytest.raises(BlockingIOError):
+    with pytest.raises(BlockingIOError, match="another agent of this node has the journal"):
         Journal(directory, boot_id=BOOT)
 
 
