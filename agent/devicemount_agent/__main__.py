@@ -352,7 +352,7 @@ def _run() -> int:
     try:
         uvloop.run(serve(Settings.from_environment()))
     except (OSError, ValueError) as error:
-        log.error(line("could not start", error=repr(error)))
+        log.error(line("could not start", error=f"{type(error).__name__}: {error}"))
         return 1
     return 0
 

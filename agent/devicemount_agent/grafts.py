@@ -4,8 +4,8 @@ module of its own.
 
 The kernel is always told the whole of what a container may do by us (several mounts share a
 container, and numbers), so every change is: change what is live, then permit exactly that. Callers
-hold the lock of the target pod; not to end access, which waits for nobody and needs no descriptor
-of the container. Blocking work runs in threads, on snapshots taken before.
+hold the lock of the target pod; not for `intend_unlocked`, nor to end access, which waits for
+nobody and needs no descriptor of the container. Blocking work runs in threads, on snapshots.
 """
 
 import asyncio
@@ -14,19 +14,27 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from devicemount_agent import withheld
 from devicemount_agent.changes import Changes
 from devicemount_agent.container.cgroup import cgroups_of
 from devicemount_agent.container.find import Container
 from devicemount_agent.container.known import KnownContainers
-from devicemount_agent.errors import FilterBlocked, NodeUnavailable, ReservationLost
+from devicemount_agent.errors import (
+    FilterBlocked,
+    NodeUnavailable,
+    PathConflict,
+    ReservationLost,
+    UnsupportedRuntime,
+)
 from devicemount_agent.graft import edits, graft, verify
 from devicemount_agent.graft.files import Files
-from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.sources import Sources
 from devicemount_agent.graft.standing import Standing
 from devicemount_agent.history import History
@@ -55,6 +63,7 @@ from devicemount_agent.model import (
 from devicemount_agent.planning import Planned, intent_of
 from devicemount_agent.requests import MountKey
 from devicemount_agent.shown import Shown
+from devicemount_agent.survey import numbers_on_node, survey
 from devicemount_agent.timeline import Timeline
 from devicemount_agent_api.failpoints import Failpoint, fire
 
@@ -120,11 +129,30 @@ class Grafts:
         PathConflict, UnsupportedRuntime.
         """
         await self._leave(grant.shadow.uid, container)
+        await asyncio.to_thread(container.follow, graft.supported)
         with self.shown.needed_in(container.id):
-            planned = await self._planned(grant, container)
-            # From here on nothing waits: what others of ours have in the container must not be
-            # taken for the container's own.
-            self._check_not_lost(grant)
+            return self._intended(grant, container, await self._planned(grant, container))
+
+    async def intend_unlocked(self, grant: Grant, container: Container) -> Grant:
+        """The same without the pod's lock, which only a refusal waits for.
+
+        What is in the way may be another grant that comes or goes while we look. Under the lock
+        none does, so that what is refused there is refused.
+        """
+        await self._leave(grant.shadow.uid, container)
+        with self.shown.needed_in(container.id):
+            with suppress(PathConflict, UnsupportedRuntime):
+                planned = await self._planned(grant, container)
+                if not planned.edits.unshown:
+                    return self._intended(grant, container, planned)
+            async with self.lock(container.pod_uid):
+                return await self.intend(grant, container)
+
+    def _intended(self, grant: Grant, container: Container, planned: Planned) -> Grant:
+        """Write the intent. Between the look and this nothing waits: what others of ours have in
+        the container must not be taken for the container's own.
+        """
+        self._check_not_lost(grant)
         numbers = grant.access().keys()
         before = self.ledger.earlier_in(container.id)
         fresh = frozenset(numbers - before.keys())
@@ -151,26 +179,14 @@ class Grafts:
     async def _planned(self, grant: Grant, container: Container) -> Planned:
         """Look at the container, once more where another grant of ours left it meanwhile."""
         former = self.ledger.grants.get(grant.shadow.uid)
-        placed: frozenset[Bound] = frozenset()
-        if former is not None and former.container_id == container.id:
-            placed = former.bound
-
-        def look() -> Planned:
-            root, nodes, places = self._sources.node_root, grant.present(), Places(container)
-            return Planned(
-                kept=edits.remaining(places, placed),
-                edits=edits.plan(
-                    places, grant.edits(), nodes=nodes, sources=self._sources, files=self._files
-                ),
-                nodes=graft.missing(places, nodes),
-                hosted=frozenset(
-                    n.path for n in nodes if graft.number_on_node(n.host_path, root) == n.number
-                ),
-            )
-
+        is_here = former is not None and former.container_id == container.id
+        placed = former.bound if former is not None and is_here else frozenset()
+        sources, files = self._sources, self._files
         while True:
             others = {other.shadow.uid for other in self.ledger.in_container(container.id)}
-            seen = await asyncio.to_thread(look)
+            seen = await asyncio.to_thread(
+                survey, grant, container, placed=placed, sources=sources, files=files
+            )
             if others <= {other.shadow.uid for other in self.ledger.in_container(container.id)}:
                 return seen
 
@@ -263,11 +279,10 @@ class Grafts:
         self.shown.update_all((held,))
         for container in self.running((held,)):
             await self._permit(container)
-            for nodes in (self._only_of(begun, grant), grant.nodes()):
-                gone = paths & held.made & {node.path for node in nodes}
-                mounted = [b for b in begun.bound | grant.bound if b.path in gone]
-                await asyncio.to_thread(edits.displace, container, mounted, (), gone)
-                await asyncio.to_thread(graft.displace, container, nodes, gone)
+            sets, bound = (self._only_of(begun, grant), grant.nodes()), begun.bound | grant.bound
+            clear = partial(withheld.displace, container, paths & held.made, sets=sets, bound=bound)
+            if left := await asyncio.to_thread(clear):
+                log.warning(line("left in container", **facts(held), error=left))
         self.changes.note(grant.key)
         log.warning(line("withheld", **facts(held), paths=",".join(sorted(paths))))
         return held
@@ -275,21 +290,8 @@ class Grafts:
     async def on_node(
         self, grants: Collection[Grant]
     ) -> Mapping[PodUID, Mapping[str, DeviceNumber | None]]:
-        """Return what the node has now in place of the device files that it had, by their paths in
-        the container."""
-        root = self._sources.node_root
-
-        def look() -> Mapping[PodUID, Mapping[str, DeviceNumber | None]]:
-            return {
-                grant.shadow.uid: {
-                    node.path: graft.number_on_node(node.host_path, root)
-                    for node in grant.nodes()
-                    if node.path in grant.hosted
-                }
-                for grant in grants
-            }
-
-        return await asyncio.to_thread(look)
+        """Return what the node has now in place of the device files that it had."""
+        return await asyncio.to_thread(numbers_on_node, grants, self._sources.node_root)
 
     def drop(self, grant: Grant) -> None:
         """Write that nothing of the grant is left. Raises NodeUnavailable."""
@@ -390,6 +392,7 @@ class Grafts:
         permit = self._permitting(container)
 
         def both() -> frozenset[str]:
+            container.follow(graft.supported)
             permit()
             made = graft.place(container, grant.made_nodes(), root=self._sources.node_root)
             edits.place(container, grant.present_bound(), grant.linked, sources=self._sources)

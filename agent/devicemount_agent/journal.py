@@ -12,11 +12,13 @@ them.
 
 import errno
 import fcntl
+import io
 import json
 import os
+import stat
 import time
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from functools import reduce
@@ -26,7 +28,7 @@ from typing import Any, get_args
 import msgspec
 
 from devicemount_agent.errors import NodeUnavailable
-from devicemount_agent.kernel.files import reserve
+from devicemount_agent.kernel.files import beginning_of, regular_file, reserve
 from devicemount_agent.ledger import (
     Granted,
     Ledger,
@@ -41,9 +43,14 @@ from devicemount_agent.ledger import (
 VERSION = 1
 NAME = "journal"
 LENGTH_NAME = "lock"  # also the lock
+UNREAD_SUFFIX = ".unread"  # of what stood in the journal's place and cannot be one
+MOST_UNREAD = 16  # so many of them are kept
 SLACK_RECORDS = 1024  # so many records more than needed, then the file is written anew
 RESERVE_BYTES = 1 << 16  # a grant leaves room for the ends of some 200
 SLACK_BYTES = 1 << 20  # or so many bytes: a grant with a driver's libraries has some 10 KiB
+MOST_BYTES = 16 << 20  # nothing is granted beyond: a node has some hundred pods
+READ_LIMIT_BYTES = 2 * MOST_BYTES  # with what ends grants, which is always written
+_NOTED_LIMIT_BYTES = 256  # a noted length has some 70
 
 _DECODERS: Mapping[str, msgspec.json.Decoder[Any]] = {
     str(field.default): msgspec.json.Decoder(kind)
@@ -70,6 +77,7 @@ class Replay:
     damage: str  # "" or what is wrong with it
     missing_bytes: int = 0  # behind that end
     is_first: bool = False  # no record and no noted length of this boot: or all of it is gone
+    is_unread: bool = False  # what stands in its place cannot be one
 
 
 def replay(raw: bytes, *, boot_id: str, written_bytes: int | None = 0) -> Replay:
@@ -77,9 +85,7 @@ def replay(raw: bytes, *, boot_id: str, written_bytes: int | None = 0) -> Replay
 
     Pure: the same bytes say the same. Another boot's journal says nothing.
     """
-    whole, newline, _torn = raw.rpartition(b"\n")
-    length = len(whole) + len(newline)
-    said = _replayed(whole.split(b"\n") if whole else [], length, boot_id)
+    said = _replayed(raw, raw.rfind(b"\n") + 1, boot_id)
     if written_bytes is None:
         unnoted = "how long it was is not noted" if said.records else ""
         is_first = not said.records and not said.damage
@@ -89,11 +95,12 @@ def replay(raw: bytes, *, boot_id: str, written_bytes: int | None = 0) -> Replay
     return replace(said, damage=said.damage or cut, missing_bytes=missing)
 
 
-def _replayed(lines: Sequence[bytes], length: int, boot_id: str) -> Replay:
-    if not lines:
+def _replayed(raw: bytes, length: int, boot_id: str) -> Replay:
+    if not length:
         return Replay(Ledger(), 0, 0, "")
+    lines = (line[:-1] for line in io.BytesIO(raw) if line.endswith(b"\n"))
     try:
-        header = json.loads(_unsealed(lines[0]))
+        header = json.loads(_unsealed(next(lines)))
         if header["version"] != VERSION:
             return Replay(Ledger(), 0, length, f"version {header['version']} is not known")
         if header["boot_id"] != boot_id:
@@ -101,7 +108,7 @@ def _replayed(lines: Sequence[bytes], length: int, boot_id: str) -> Replay:
     except (ValueError, KeyError, TypeError) as error:
         return Replay(Ledger(), 0, length, f"header: {error}")
     ledger, understood, damage = Ledger(), 0, ""
-    for number, line in enumerate(lines[1:], start=2):
+    for number, line in enumerate(lines, start=2):
         try:
             ledger = after(ledger, _to_record(_unsealed(line)))
             understood += 1
@@ -114,13 +121,15 @@ class Journal:
     """The file and what it adds up to. One process at a time may have it open."""
 
     def __init__(self, directory: Path, *, boot_id: str) -> None:
-        """Open or create it. Raises OSError, BlockingIOError when another agent has it."""
+        """Open or create it, and put aside what stands in its place and cannot be one.
+
+        Raises OSError, BlockingIOError when another agent has it.
+        """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._path = directory / NAME
         self._boot_id = boot_id
-        self._lock_fd = os.open(
-            directory / LENGTH_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600
-        )
+        _demand_plain(directory / LENGTH_NAME)
+        self._lock_fd = _opened(directory / LENGTH_NAME, os.O_RDWR)
         try:
             fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -138,8 +147,11 @@ class Journal:
         self._length = self._compact_length = said.length_bytes
         self._reserved = 0
         self._fd = -1
+        if said.is_unread:
+            self._note_length(self._missing_bytes)  # so that a later agent knows of it
+            _put_aside(self._path)
         if said.damage or said.length_bytes:
-            self._fd = os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+            self._fd = _opened(self._path, os.O_WRONLY)
         if not said.damage:
             self._compact()
 
@@ -183,7 +195,7 @@ class Journal:
         """
         ledger = reduce(after, found, doubted(self.ledger))
         aside = self._path.with_suffix(".damaged")
-        aside.unlink(missing_ok=True)
+        _make_way(aside)
         os.link(self._path, aside)
         self.is_first = False
         self._rewrite(ledger)
@@ -207,6 +219,10 @@ class Journal:
 
     def _reserve(self, end: int) -> None:
         """Have room up to there, so that what is granted can be removed on a full disk."""
+        if end > MOST_BYTES:
+            raise NodeUnavailable(
+                f"the journal {self._path} would have more than {MOST_BYTES} bytes"
+            )
         if end <= self._reserved:
             return
         try:
@@ -222,7 +238,8 @@ class Journal:
     def _is_due(self) -> bool:
         now = self.ledger
         needed = len(now.grants) + len(now.seen) + len(now.spent) + len(now.unguarded)
-        is_long = self._length > 2 * self._compact_length + SLACK_BYTES
+        twice = min(2 * self._compact_length, MOST_BYTES - 2 * SLACK_BYTES)
+        is_long = self._length > twice + SLACK_BYTES
         return is_long or self._records > 2 * needed + SLACK_RECORDS
 
     def _compact(self) -> None:
@@ -263,11 +280,17 @@ class Journal:
 
 def replayed(directory: Path, *, boot_id: str) -> Replay:
     """Read a journal as it is now, whoever has it open. Raises OSError."""
+    _demand_plain(directory / LENGTH_NAME)
     while True:
-        noted, raw = (_content(directory / name) for name in (LENGTH_NAME, NAME))
-        if noted == _content(directory / LENGTH_NAME):  # else it grew or was replaced meanwhile
-            written = _from_noted(noted, boot_id=boot_id)
-            return replay(raw, boot_id=boot_id, written_bytes=written)
+        noted = _content(directory / LENGTH_NAME, limit_bytes=_NOTED_LIMIT_BYTES)
+        unread = _unread(directory / NAME)
+        raw = b"" if unread else _content(directory / NAME, limit_bytes=READ_LIMIT_BYTES)
+        if noted != _content(directory / LENGTH_NAME, limit_bytes=_NOTED_LIMIT_BYTES):
+            continue  # it grew or was replaced meanwhile
+        said = replay(raw, boot_id=boot_id, written_bytes=_from_noted(noted, boot_id=boot_id))
+        if unread:
+            return replace(said, damage=unread, is_first=False, is_unread=True)
+        return said
 
 
 def boot_id() -> str:
@@ -275,8 +298,65 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
-def _content(path: Path) -> bytes:
-    return path.read_bytes() if path.exists() else b""
+def _unread(path: Path) -> str:
+    """Say why what stands in the journal's place cannot be one; "" if it can."""
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(found.st_mode):
+        return f"no plain file at {path}"
+    if found.st_size > READ_LIMIT_BYTES:
+        return f"{found.st_size} bytes at {path}, more than a journal ever has"
+    return ""
+
+
+def _make_way(path: Path) -> None:
+    """Remove a former file of ours; a directory, which is none, is put aside. Raises OSError."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        _put_aside(path)
+
+
+def _put_aside(path: Path) -> None:
+    """Give what cannot be ours a name that nothing has. Raises OSError."""
+    first = path.with_name(path.name + UNREAD_SUFFIX)
+    others = (first.with_name(f"{first.name}-{number}") for number in range(1, MOST_UNREAD))
+    free = next((name for name in (first, *others) if not os.path.lexists(name)), None)
+    if free is None:
+        why = f"cannot be put aside, remove it and what was put aside as {first.name}*"
+        raise OSError(errno.EEXIST, why, str(path))
+    try:
+        path.rename(free)
+    except OSError as error:  # such as a mount point
+        why = f"cannot be put aside, unmount or remove it: {error.strerror}"
+        raise OSError(error.errno, why, str(path)) from error
+
+
+def _demand_plain(path: Path) -> None:
+    """Raise OSError for a lock that is something else.
+
+    It is not replaced: an agent that has the former one may run.
+    """
+    with suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            why = "is no plain file, remove it when no other agent of this node runs"
+            raise OSError(errno.EINVAL, why, str(path))
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open or create a plain file; what was put there since it was looked at is not waited for."""
+    safe = os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    return os.open(path, flags | safe, 0o600)
+
+
+def _content(path: Path, *, limit_bytes: int) -> bytes:
+    try:
+        with regular_file(path, flags=os.O_NOFOLLOW) as fd:
+            return beginning_of(fd, limit_bytes=limit_bytes)
+    except FileNotFoundError:
+        return b""
 
 
 def _to_record(content: bytes) -> Record:
@@ -307,14 +387,15 @@ def _to_noted(boot_id: str, length_bytes: int) -> bytes:
 def _from_noted(raw: bytes, *, boot_id: str) -> int | None:
     """Return the noted length; None where none of this boot was."""
     try:
-        of_boot, length_bytes = _unsealed(raw.removesuffix(b"\n")).decode().split(" ")
+        of_boot, length_bytes = _unsealed(raw.partition(b"\n")[0]).decode().split(" ")
+        return int(length_bytes) if of_boot == boot_id else None
     except ValueError:
         return None
-    return int(length_bytes) if of_boot == boot_id else None
 
 
 def _created(path: Path, content: bytes, *, room_bytes: int) -> int:
-    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    _make_way(path)  # of an agent that died meanwhile
+    fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600)
     try:
         if os.write(fd, content) < len(content):
             raise OSError(f"{path} did not fit")

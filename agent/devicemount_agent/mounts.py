@@ -218,7 +218,7 @@ class Mounts:
                 container_id=container.id,
                 devices=devices,
             )
-            grant = await self._grafts.intend(grant, container)
+            grant = await self._grafts.intend_unlocked(grant, container)
             timeline.mark("intent")
             fire(Failpoint.AGENT_AFTER_INTENT)
             await self._carry_out(attempt, grant, container, proof)
@@ -265,7 +265,7 @@ class Mounts:
             request.target, pod_uid=request.key.pod_uid, hint=request.container_hint
         )
         attempt.container_id = container.id  # from here on it is kept open for the threads below
-        await asyncio.to_thread(graft.supported, container)
+        await asyncio.to_thread(container.examine, graft.supported)
         attempt.timeline.mark("target")
         return container
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a grant is going to make in a container: the intent that says so before anything is made.
 
-Pure: grafts.py looks at the container, and writes what comes of it to the journal.
+Pure: survey.py looks at the container, grafts.py writes what comes of it to the journal.
 """
 
 from dataclasses import dataclass, replace

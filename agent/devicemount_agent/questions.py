@@ -37,7 +37,7 @@ class Questions:
             self._silent = {who: one for who, one in self._silent.items() if one.is_alive()}
             if whom in self._silent or len(self._silent) >= SILENT_LIMIT:
                 raise StillUnanswered("an earlier question is not answered yet")
-        asked = _Asked(question)
+        asked = Asked(question)
         thread = Thread(target=asked.run, daemon=True)
         thread.start()
         thread.join(self._wait_s)
@@ -48,7 +48,7 @@ class Questions:
         return asked.answer()
 
 
-class _Asked(Generic[_Answer]):
+class Asked(Generic[_Answer]):
     """A question, and what came of it."""
 
     def __init__(self, question: Callable[[], _Answer]) -> None:

@@ -5,7 +5,8 @@ Running containers kept their access meanwhile. Committed grants are applied aga
 container is still the same and no other pod has their devices by now. An intent without its commit
 may have been granted and even opened: it goes forward if the kubelet still gives the devices to
 that shadow pod, and is handled as a loss if not; a bare roll-back would cut a device in use and
-forget who opened it. Of a damaged journal nothing is granted.
+forget who opened it. What rebuild.py found revoked stays so: an intent that was never granted, with
+all of it withheld. Of a damaged journal nothing is granted.
 """
 
 import logging
@@ -63,6 +64,8 @@ class Recovery:
     async def run(self) -> None:
         """Bring every grant of the journal to an end. Raises NodeUnavailable."""
         self._grafts.shown.reread()
+        if not self._journal.damage:  # else there may be grants that no record names
+            self._grafts.shown.forget_unneeded()
         of_pod: dict[PodUID, list[Grant]] = defaultdict(list)
         for grant in self._grafts.ledger.grants.values():
             of_pod[grant.key.pod_uid].append(grant)
@@ -93,13 +96,14 @@ class Recovery:
         containers = {grant.shadow.uid: await self._reopened(grant) for grant in grants}
         taken = await self._taken(grants)
         lost = [grant for grant in grants if not await self._stands(grant, taken)]
-        self._grafts.live |= {grant.shadow.uid for grant in grants if grant not in lost}
+        standing = [grant for grant in grants if grant not in lost and not _was_revoked(grant)]
+        self._grafts.live |= {grant.shadow.uid for grant in standing}
         if self._journal.damage:
             self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
             return
-        for grant in grants:
+        for grant in standing:
             container = containers[grant.shadow.uid]
-            if grant not in lost and container is not None:
+            if container is not None:
                 await self._brought_in(grant, container)
         for grant in lost:
             self._lose(grant)
@@ -154,3 +158,8 @@ class Recovery:
         self._losses.begin(uid, reservation_lost(fact))
         if grant.stage is Stage.INTENT and not grant.granted_unix_ns:
             self._untold.append(grant)
+
+
+def _was_revoked(grant: Grant) -> bool:
+    """Tell what rebuild.py found revoked and held: what else is withheld was granted once."""
+    return grant.stage is Stage.INTENT and not grant.granted_unix_ns and bool(grant.withheld)

@@ -11,11 +11,14 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
+from devicemount_agent.graft import edits
 from devicemount_agent.graft.env_file import DIRECTORY, env_name, env_text, ready_name
 from devicemount_agent.graft.files import Files
+from devicemount_agent.graft.places import Places
+from devicemount_agent.graft.target import Container
 from devicemount_agent.ledger import Grant, Ledger, Stage
 from devicemount_agent.logs import line
-from devicemount_agent.model import ContainerID, PodUID
+from devicemount_agent.model import Bound, ContainerID, PodUID
 from devicemount_agent.requests import MountKey
 
 log = logging.getLogger(__name__)
@@ -97,8 +100,15 @@ class Shown:
             del self._planned[container_id]
             self._files.forget(container_id)
 
+    def found_in(self, container: Container) -> frozenset[Bound]:
+        """Return the mount by which a container is shown its files, whether or not it was noted.
+
+        Raises OSError, DeviceMountError.
+        """
+        return edits.shown(Places(container), self._files)
+
     def reread(self) -> None:
-        """See at the start which mounts were complete, and forget the files that none needs."""
+        """See at the start which mounts were complete."""
         for container_id in self._files.containers():
             names = self._files.names(container_id)
             self._complete |= {
@@ -106,6 +116,10 @@ class Shown:
                 for grant in self._ledger().in_container(container_id)
                 if ready_name(grant.mount_name) in names
             }
+
+    def forget_unneeded(self) -> None:
+        """Forget the files that no grant needs."""
+        for container_id in self._files.containers():
             self.forget(container_id)
 
     def _has_place(self, grant: Grant) -> bool:

@@ -14,7 +14,7 @@ from devicemount_agent.allocation.read import Allocation
 from devicemount_agent.container.known import KnownContainers
 from devicemount_agent.device_health import DeviceHealth
 from devicemount_agent.errors import DeviceMountError
-from devicemount_agent.graft import permission
+from devicemount_agent.graft import graft, permission
 from devicemount_agent.grafts import facts
 from devicemount_agent.ledger import Grant
 from devicemount_agent.logs import line
@@ -55,6 +55,7 @@ class Usability:
             if container is None:
                 continue
             try:
+                await asyncio.to_thread(container.follow, graft.supported)
                 lacking = await self._allocation.concerns(container, grant.devices)
                 refused = await asyncio.to_thread(permission.concerns, container, grant.present())
             except (DeviceMountError, OSError) as error:

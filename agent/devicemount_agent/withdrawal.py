@@ -3,7 +3,8 @@
 
 Callers hold the lock of the target pod, as for grafts.py, whose grants these are; not to strike and
 to hunt, which are for losses, have threads of their own, and use no descriptor of a container. A
-device is only called gone when a search after its revocation found nobody who has it.
+device is only called gone when a search after its revocation found nobody who has it, while the
+target pod was stopped: of one that goes on, some process may have it.
 """
 
 import asyncio
@@ -11,19 +12,20 @@ import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from devicemount_agent.container.cgroup import pod_cgroup, processes_in
+from devicemount_agent.container.cgroup import owner_of, pod_cgroup, processes_in
 from devicemount_agent.container.find import Container
 from devicemount_agent.errors import DeviceMountError, NodeUnavailable
 from devicemount_agent.graft import edits, graft
 from devicemount_agent.grafts import Grafts, facts
 from devicemount_agent.holders import names
 from devicemount_agent.holders.end import Ending, Stopped, Terms
-from devicemount_agent.holders.freeze import Freezer
+from devicemount_agent.holders.freeze import QUICK_S, WAIT_S, Freezer
 from devicemount_agent.holders.search import (
+    HANDED_ON,
     Ask,
     Question,
     Rules,
@@ -33,6 +35,8 @@ from devicemount_agent.holders.search import (
     nobody,
     search,
     sightings,
+    unnamed,
+    unstopped,
 )
 from devicemount_agent.ledger import Grant, access_of
 from devicemount_agent.logs import line
@@ -45,6 +49,18 @@ STRIKERS = 4  # nor each other's
 ASK_S = 0.5  # the runtime answers in milliseconds; a thread waits, and maybe a stopped pod
 
 Sightings = tuple[Sighting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Pod:
+    """The target pod, as far as it was stopped."""
+
+    directory: Path | None  # of its containers; None: it has ended
+    is_stopped: bool
+
+    def pids(self) -> Iterable[int]:
+        return processes_in(self.directory) if self.directory else ()
+
 
 log = logging.getLogger(__name__)
 
@@ -120,7 +136,9 @@ class Withdrawal:
                 spared=spared,
             )
             question = replace(self._question(grant, grants), first=mains)
-            end = partial(ending.round, question, terms, stopped=self._stopping(grant))
+            end = partial(
+                ending.round, question, terms, stopped=self._reaching(grant, within_s=WAIT_S)
+            )
             is_held |= await self._is_seen(grant, self._searchers, end)
         if is_held or await self._is_held_frozen(grants):
             return False
@@ -134,8 +152,8 @@ class Withdrawal:
         Quick, so that of many losses at a time none waits for the search of another. Not under the
         pod's lock.
         """
-        question, stopped = self._question(grant, (grant,)), self._stopping(grant)
-        strike = partial(Ending().strike, question, stopped)
+        question = self._question(grant, (grant,))
+        strike = partial(Ending().strike, question, self._reaching(grant, within_s=QUICK_S))
         await asyncio.get_running_loop().run_in_executor(self._strikers, strike)
 
     async def hunt(self, grant: Grant, *, kill_at: float) -> bool:
@@ -147,7 +165,7 @@ class Withdrawal:
         """
         ending = self._hunts.setdefault(grant.shadow.uid, Ending())
         question, terms = self._question(grant, (grant,)), Terms(kill_at=kill_at)
-        end = partial(ending.round, question, terms, stopped=self._stopping(grant))
+        end = partial(ending.round, question, terms, stopped=self._reaching(grant, within_s=WAIT_S))
         is_held = await self._is_seen(grant, self._hunters, end)
         return not is_held and not await self._is_held_frozen((grant,), self._hunters)
 
@@ -209,32 +227,61 @@ class Withdrawal:
             await self._is_seen(
                 grant,
                 threads or self._searchers,
-                partial(self._search_frozen, self._question(grant, grants), self._stopping(grant)),
+                partial(
+                    self._search_frozen,
+                    self._question(grant, grants),
+                    (grant.key.pod_uid, grant.container_id),
+                    directory=self._directory(grant),
+                ),
             )
             for grant in grants
         ]
         return any(found)
 
-    def _search_frozen(self, question: Question, stopped: Stopped) -> Sightings:
-        with stopped() as pids:
-            inside = list(find(question, among=pids))
+    def _search_frozen(
+        self, question: Question, owner: tuple[PodUID, ContainerID], *, directory: Path | None
+    ) -> Sightings:
+        """Search; that nobody is seen is a proof only of a pod that was stopped meanwhile, and of
+        who was seen in it only that it is not the one any more which has ended since."""
+        with self._stopped(question.target, directory, within_s=WAIT_S) as pod:
+            inside = list(find(question, among=pod.pids()))
         seen = {one.pid for one in inside}
         outside = (one for one in find(question) if one.pid not in seen)
-        return sightings(question, [*inside, *outside])
+        told = sightings(question, [*inside, *outside])
+        if any(one.holder.blocking for one in told):
+            return told
+        if not pod.is_stopped:
+            who = unstopped(pod.pids(), owner)
+            return (*(_with_owner(one, root=question.cgroup_root) for one in who), *told)
+        has_handed_on = any(one.blocking for one in inside)
+        return (*unnamed(owner, HANDED_ON), *told) if has_handed_on else told
 
-    def _stopping(self, grant: Grant) -> Stopped:
-        """Return what stops the target pod: also others of its containers may have the device."""
+    def _directory(self, grant: Grant) -> Path | None:
+        """Return the target pod's cgroup: also others of its containers may have the device."""
         running = (container.cgroup.path.parent for container in self._grafts.running((grant,)))
-        return partial(self._stopped, grant.key.pod_uid, next(running, None))
+        return next(running, None)
+
+    def _reaching(self, grant: Grant, *, within_s: float) -> Stopped:
+        """Return what stops the target pod for those who end holders in it, as far as it stops."""
+        directory = self._directory(grant)
+
+        @contextmanager
+        def stopped() -> Iterator[Iterable[int]]:
+            with self._stopped(grant.key.pod_uid, directory, within_s=within_s) as pod:
+                yield pod.pids()
+
+        return stopped
 
     @contextmanager
-    def _stopped(self, pod_uid: PodUID, directory: Path | None) -> Iterator[Iterable[int]]:
+    def _stopped(
+        self, pod_uid: PodUID, directory: Path | None, *, within_s: float
+    ) -> Iterator[_Pod]:
         directory = directory or pod_cgroup(pod_uid)
         if directory is None:
-            yield ()
+            yield _Pod(None, is_stopped=True)
             return
-        with self._freezer.frozen(pod_uid, directory):
-            yield processes_in(directory)
+        with self._freezer.frozen(pod_uid, directory, within_s=within_s) as is_stopped:
+            yield _Pod(directory, is_stopped)
 
     async def _is_seen(
         self, grant: Grant, threads: ThreadPoolExecutor, look: Callable[[], Sightings]
@@ -311,15 +358,27 @@ class Withdrawal:
             )
             for container in self._grafts.running((grant,)):
                 try:
-                    await asyncio.to_thread(_displace, container, grant, staying)
+                    left = await asyncio.to_thread(_displace, container, grant, staying)
                 except (OSError, DeviceMountError) as error:
-                    # Access is gone: who protects a node or a mount keeps no device by it.
-                    log.warning(line("left in container", **facts(grant), error=error))
+                    left = f"{','.join(sorted(grant.made))}: {error}"
+                if left:  # access is gone: who protects a node or a mount keeps no device by it
+                    log.warning(line("left in container", **facts(grant), error=left))
         fire(Failpoint.AGENT_AFTER_CLEAR)
 
 
-def _displace(container: Container, grant: Grant, staying: Collection[Grant]) -> None:
-    """Remove what only this grant needs: links, mounts, their mount points, nodes."""
+def _displace(container: Container, grant: Grant, staying: Collection[Grant]) -> str:
+    """Remove what only this grant needs: links, mounts, their mount points, nodes.
+
+    Returns what could not be reached. Whatever fails, the rest is tried.
+    """
+    try:
+        container.follow(graft.supported)
+    finally:
+        left = _displace_here(container, grant, staying)
+    return left
+
+
+def _displace_here(container: Container, grant: Grant, staying: Collection[Grant]) -> str:
     bound = {b.place for other in staying for b in other.bound}
     linked = {link for other in staying for link in other.linked}
     nodes = {node.path for other in staying for node in other.nodes()}
@@ -334,9 +393,9 @@ def _displace(container: Container, grant: Grant, staying: Collection[Grant]) ->
             made - graft_nodes,
         )
     finally:
-        graft.displace(
-            container, grant.nodes(), frozenset(p for p in made if p.startswith("/dev/"))
-        )
+        in_dev = frozenset(path for path in made if path.startswith("/dev/"))
+        left = graft.displace(container, grant.nodes(), in_dev)
+    return "; ".join(left)
 
 
 def _same_container(one: Grant, other: Grant) -> bool:
@@ -346,3 +405,14 @@ def _same_container(one: Grant, other: Grant) -> bool:
 
 def _uids(grants: Iterable[Grant]) -> set[PodUID]:
     return {grant.shadow.uid for grant in grants}
+
+
+def _with_owner(one: Sighting, *, root: Path) -> Sighting:
+    """Name the container that the process is in: it may be another one of the pod."""
+    if not one.pid:
+        return one
+    try:
+        pod_uid, container_id = owner_of(one.pid, root=root)
+    except ProcessLookupError:  # it has ended
+        return one
+    return replace(one, holder=replace(one.holder, pod_uid=pod_uid, container_id=container_id))

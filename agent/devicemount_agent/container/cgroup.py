@@ -6,11 +6,12 @@ path below the mount. A container may own the cgroups below its own and name the
 topmost match counts, nothing below it.
 """
 
+import errno
 import os
 import re
 from collections import deque
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import Enum
 from itertools import pairwise
@@ -82,7 +83,10 @@ def owner_of(
 
     Raises ProcessLookupError.
     """
-    own = process_cgroup(pid, root=root)
+    try:
+        own = process_cgroup(pid, root=root)
+    except ContainerMismatch:  # above the node, where that is a container itself
+        return None, None
     owner = identify(own.path.relative_to(own.hierarchy))
     return (None, None) if owner is None else (owner.pod_uid, owner.container_id)
 
@@ -95,10 +99,20 @@ def processes_in(cgroup: Path) -> Iterator[int]:
     waiting = deque([cgroup])
     while waiting:
         directory = waiting.popleft()
-        with suppress(OSError):  # it has gone, or holds threads only: those of a process above it
+        with _unless(errno.ENOENT, errno.ENODEV, errno.EOPNOTSUPP, errno.ENAMETOOLONG):
+            # It has gone, or holds threads only: those of a process above it.
             yield from map(int, (directory / "cgroup.procs").read_text().split())
-        with suppress(OSError):  # no path leads any deeper
+        with _unless(errno.ENODEV, errno.ENAMETOOLONG):  # no path leads any deeper
             waiting += _directories(directory)
+
+
+@contextmanager
+def _unless(*expected: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in expected:
+            raise
 
 
 def process_cgroup(pid: int, *, root: Path = CGROUP_ROOT) -> Cgroup:
@@ -112,6 +126,10 @@ def _cgroup_of(pid: int, *, controller: str, root: Path) -> Cgroup:
         lines = lines_of(f"/proc/{pid}/cgroup")
     except FileNotFoundError as error:
         raise ProcessLookupError(error.errno, "no such process", error.filename) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        raise ContainerMismatch(f"the path of process {pid}'s cgroup is too long") from error
     paths = dict(_controllers_and_path(line, controller) for line in lines)
     if statfs_type(str(root)) == CGROUP2_SUPER_MAGIC:
         return _cgroup(CgroupVersion.V2, root, paths[""])

@@ -4,13 +4,17 @@
 The runtime names a pid, which may be anybody's by the time it is read. So: a pidfd first, then the
 cgroup of that pid must carry the container's id below the pod's UID, and only if the pidfd's
 process still lives was all of that about it. From then on the container is file descriptors: its
-root, its pidfd, and the path of a cgroup that is checked again.
+root, its pidfd, and the path of a cgroup that is checked again. Its main process may make a mount
+namespace of its own: then its copy of the root counts, after the checks of a new container.
 """
 
 import asyncio
 import errno
 import os
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,6 +35,7 @@ from devicemount_agent.errors import (
     TargetNotRunning,
     UnsupportedRuntime,
 )
+from devicemount_agent.kernel.files import closing, facts_of
 from devicemount_agent.kernel.namespace import root_of
 from devicemount_agent.kernel.pidfd import has_ended
 from devicemount_agent.model import ContainerID, DeviceNumber, PodUID
@@ -61,6 +66,7 @@ class Container:
     runtime: RuntimeFacts = UNKNOWN
     mounts: frozenset[str] = frozenset()  # where the kubelet asked for some
     permitted: frozenset[DeviceNumber] = frozenset()  # devices of its own, since its start
+    _root_lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -78,9 +84,56 @@ class Container:
         if now != self.cgroup:
             raise TargetNotRunning(f"container {self.id[:12]} has moved to {now.path}")
 
+    def examine(self, check: Callable[["Container"], None]) -> None:
+        """Make a check of it, with the copy of its root that its main process has by now.
+
+        Raises TargetNotRunning, and what the check does.
+        """
+        with self._now() as now:
+            check(now)
+
+    def follow(self, check: Callable[["Container"], None]) -> None:
+        """Go on with that copy, if there is another one by now, after a check of it.
+
+        The caller holds the pod's lock. Raises TargetNotRunning, and what the check does; then the
+        root stays what it was.
+        """
+        with self._now() as now:
+            if now is not self:
+                check(now)
+                self._replace_root(now.root_fd)
+
     def close(self) -> None:
+        self._root_lock.acquire()  # for good
         os.close(self.root_fd)
         os.close(self.pidfd)
+
+    @contextmanager
+    def _now(self) -> Iterator["Container"]:
+        """Yield it with another mount of the same root, if its main process has one, else itself.
+
+        Anything else that is its root by now, like a volume, is not followed to.
+        """
+        try:
+            fd = root_of(self.pidfd)
+        except OSError as error:
+            raise _not_opened(self.init_pid, error) from error
+        with closing(fd):
+            now, was = facts_of(fd), facts_of(self.root_fd)
+            is_same = (now.device, now.inode) == (was.device, was.inode)
+            is_copy = is_same and now.mount_id != was.mount_id  # both held, so no id is used again
+            yield replace(self, root_fd=fd) if is_copy else self
+
+    def _replace_root(self, fd: int) -> None:
+        """Let the same number be another root: a thread at work with it has the one or the other.
+
+        Nothing where it was closed, for want of anybody who waits for this.
+        """
+        if self._root_lock.acquire(blocking=False):
+            try:
+                os.dup2(fd, self.root_fd, inheritable=False)
+            finally:
+                self._root_lock.release()
 
 
 async def find(
@@ -119,13 +172,13 @@ def _proven(facts: ContainerFacts) -> Container:
     try:
         pidfd = os.pidfd_open(facts.pid)
     except OSError as error:
-        raise _not_opened(facts, error) from error
+        raise _not_opened(facts.pid, error) from error
     try:
         cgroup = container_cgroup(facts.pid, container_id=facts.id, pod_uid=facts.pod_uid)
         root_fd = root_of(pidfd)  # not the process's: it may have made a volume its root
     except OSError as error:
         os.close(pidfd)
-        raise _not_opened(facts, error) from error
+        raise _not_opened(facts.pid, error) from error
     except ContainerMismatch:
         try:
             _check_machine(facts.pid, pidfd)
@@ -164,7 +217,7 @@ def _check_machine(pid: int, pidfd: int) -> None:
             raise
 
 
-def _not_opened(facts: ContainerFacts, error: OSError) -> DeviceMountError:
+def _not_opened(pid: int, error: OSError) -> DeviceMountError:
     """Tell a process that has ended from an agent that is short of something."""
     is_ours = error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
-    return (NodeUnavailable if is_ours else TargetNotRunning)(f"process {facts.pid}: {error}")
+    return (NodeUnavailable if is_ours else TargetNotRunning)(f"process {pid}: {error}")

@@ -7,6 +7,7 @@ It is a program of ours, started with nothing but descriptors: never a fork of t
 path of a tenant is resolved.
 """
 
+import errno
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -85,5 +86,7 @@ def _is_frozen(cgroup: Cgroup) -> bool:
         return cgroup.version is CgroupVersion.V2 and "frozen 1" in lines_of(
             cgroup.path / "cgroup.events"
         )
-    except FileNotFoundError:  # it is gone, or the topmost one, which nobody freezes
-        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, errno.ENODEV):
+            raise
+        return False  # it is gone, or the topmost one, which nobody freezes

@@ -6,6 +6,7 @@ Planned before the intent is written, so that a crash leaves nothing that the jo
 placed, verified and removed by what was planned. Order: mounts, then links; back in reverse.
 """
 
+import os
 import stat
 from collections.abc import Collection, Iterable
 from contextlib import suppress
@@ -45,6 +46,7 @@ from devicemount_agent_api.failpoints import Failpoint, fire
 _SAFE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV
 _TEXT = _SAFE | MOUNT_ATTR_NOEXEC | MOUNT_ATTR_RDONLY
 _NODE = MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DRIVER = PurePosixPath("/proc/driver")
 _KERNEL = (PurePosixPath("/proc"), PurePosixPath("/sys"))
 
@@ -175,6 +177,18 @@ def remaining(places: Places, bound: Iterable[Bound]) -> frozenset[Bound]:
     return frozenset(b for b in bound if stands(places, b))
 
 
+def shown(places: Places, files: Files) -> frozenset[Bound]:
+    """Return the mount of the env and ready files' directory as it is found; nothing: none stands.
+
+    Raises OSError where there is no such directory, PathConflict, UnsupportedRuntime.
+    """
+    directory = files.shown(places.container.id)
+    with closing(os.open(directory, _DIRECTORY)) as fd:
+        facts = facts_of(fd)
+    bound = _bound(places.plain(DIRECTORY), str(directory), facts, _TEXT)
+    return mounts.verified(places, remaining(places, (bound,)))
+
+
 def link_stands(places: Places, link: Link) -> bool:
     """Tell whether the very link is there already. Raises PathConflict for something else."""
     fd = places.standing(PurePosixPath(link.path))
@@ -295,16 +309,20 @@ class _Planner:
 
     def _add(self, path: PurePosixPath, host_path: str, attributes: int) -> None:
         facts = self._sources.facts(host_path)
-        bound = Bound(
-            path=str(path),
-            host_path=host_path,
-            device=facts.device,
-            inode=facts.inode,
-            attributes=attributes,
-        )
+        bound = _bound(path, host_path, facts, attributes)
         if stands(self._places, bound):
             self._standing.add(bound)
         else:
             check_may_cover(self._places, bound, facts)
         if self._bound.setdefault(bound.path, bound) != bound:
             raise PathConflict(f"two mounts at {bound.path}")
+
+
+def _bound(path: PurePosixPath, host_path: str, facts: FileFacts, attributes: int) -> Bound:
+    return Bound(
+        path=str(path),
+        host_path=host_path,
+        device=facts.device,
+        inode=facts.inode,
+        attributes=attributes,
+    )

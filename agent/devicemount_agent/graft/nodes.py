@@ -91,16 +91,27 @@ def place(
     return frozenset(made)
 
 
-def displace(container: Container, nodes: Iterable[DeviceNode], made: frozenset[str]) -> None:
-    """Remove what we made, where it is still what we made. Idempotent."""
+def displace(
+    container: Container, nodes: Iterable[DeviceNode], made: frozenset[str]
+) -> tuple[str, ...]:
+    """Remove what we made, where it is still what we made. Idempotent.
+
+    Returns what could not be reached, and why.
+    """
     by_path = {node.path: node for node in nodes}
+    left: list[str] = []
     try:
         places = Places(container)
     except TargetNotRunning:
-        return  # its /dev went with it
+        return ()  # its /dev went with it
     for path in sorted(made, reverse=True):  # what is in a directory goes before it
-        with suppress(FileNotFoundError, PathConflict, UnsupportedRuntime):  # it is not ours now
+        try:
             _displace(places, PurePosixPath(path), by_path.get(path))
+        except UnsupportedRuntime as error:
+            left.append(f"{path}: {error}")
+        except (FileNotFoundError, PathConflict):
+            continue  # it is not ours now
+    return tuple(left)
 
 
 def open_node(places: Places, node: DeviceNode) -> int:

@@ -241,7 +241,9 @@ class Places:
                 return
             mounted = by_id(mounts_in(self.container.pidfd), mount_id)
             if mounted is None or mounted.is_served():
-                raise UnsupportedRuntime(f"{path} leads over a mount that has just been made")
+                raise UnsupportedRuntime(
+                    f"{path} leads over a mount that has just been made or removed"
+                )
         except BaseException:
             os.close(fd)
             raise

@@ -13,7 +13,7 @@ from devicemount_agent.kernel.files import lines_of
 
 COMMAND_BYTES = 256
 _TIMEOUT_S = 0.2
-_START_TIME = 19  # of the fields after the command: field 22
+_TERMINAL, _START_TIME = 4, 19  # of the fields after the command: fields 7 and 22
 
 
 def pid_inside(pid: int) -> int:
@@ -52,14 +52,27 @@ def start_time(pid: int) -> int:
     return int(_stat(Path(f"/proc/{pid}/stat"))[_START_TIME])
 
 
+def controlling_terminal(pid: int) -> int:
+    """Return the device number of a process's controlling terminal, 0 for none.
+
+    Raises FileNotFoundError, ProcessLookupError.
+    """
+    return int(_stat(Path(f"/proc/{pid}/stat"))[_TERMINAL]) & 0xFFFFFFFF  # told as a signed one
+
+
 def states(pid: int) -> set[str]:
-    """Return the states that its tasks are in: R, S, D and so on."""
+    """Return the states that its tasks are in: R, S, D and so on. Waits for nobody: who executes
+    another program, and waits for a file server there, can keep who reads its stat waiting."""
     found, tasks = set(), Path(f"/proc/{pid}/task")
     with suppress(FileNotFoundError, ProcessLookupError):  # it ends at this moment
         for task in tuple(tasks.iterdir()):
             with suppress(FileNotFoundError, ProcessLookupError):
-                found.add(_stat(task / "stat")[0].decode())
+                found |= {line.split()[1] for line in lines_of(task / "status") if _is_state(line)}
     return found
+
+
+def _is_state(line: str) -> bool:
+    return line.startswith("State:")
 
 
 def printable(raw: bytes) -> str:

@@ -18,8 +18,24 @@ from dataclasses import dataclass, replace
 from devicemount_agent.container.cgroup import owner_of
 from devicemount_agent.holders.describe import start_time, states
 from devicemount_agent.holders.hidden import hidden
-from devicemount_agent.holders.process import held, mount_namespaces, mounted, patient, wanted
-from devicemount_agent.holders.search import Found, Question, Sighting, find, sightings, used
+from devicemount_agent.holders.looks import STOPPED_WAIT_S
+from devicemount_agent.holders.process import (
+    held,
+    may_have,
+    mount_namespaces,
+    mounted,
+    patient,
+    wanted,
+)
+from devicemount_agent.holders.search import (
+    LOOKS,
+    Found,
+    Question,
+    Sighting,
+    find,
+    sightings,
+    used,
+)
 from devicemount_agent.kernel.files import closing
 from devicemount_agent.model import PodUID
 
@@ -72,7 +88,7 @@ class Ending:
         has_signalled = False  # however long a tenant makes the search last, it is not for nothing
         while True:
             found = list(find(question))
-            identities = {one.pid: _identity(one.pid) for one in found}
+            identities = {one.pid: _identity(one) for one in found}
             self._forget_all_but(identities.values())
             due = [one for one in found if self._is_due(one, identities[one.pid], terms)][:BATCH]
             if not due or (has_signalled and time.monotonic() >= deadline):
@@ -94,13 +110,13 @@ class Ending:
             pidfds: list[int] = []
             with stopped() as pids:
                 for one in find(question, among=pids):
-                    if not self._is_due(one, _identity(one.pid), terms):
+                    if not self._is_due(one, _identity(one), terms):
                         continue
                     with ExitStack() as own, suppress(FileNotFoundError, ProcessLookupError):
                         pidfd = own.enter_context(closing(os.pidfd_open(one.pid)))
                         if _is_still(question, one):
                             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-                            self._killed[_identity(one.pid)] = time.monotonic()
+                            self._killed[_identity(one)] = time.monotonic()
                         if len(pidfds) < BATCH:
                             pidfds.append(pidfd)
                             stack.push(own.pop_all())
@@ -127,7 +143,7 @@ class Ending:
             for one in due:
                 with suppress(FileNotFoundError, ProcessLookupError):
                     pidfd = stack.enter_context(closing(os.pidfd_open(one.pid)))
-                    identity = _identity(one.pid)
+                    identity = _identity(one)
                     if _is_still(question, one):
                         signal.pidfd_send_signal(pidfd, number)
                         pidfds.append(pidfd)
@@ -154,23 +170,31 @@ class Ending:
         self._killed = {one: when for one, when in self._killed.items() if one in kept}
 
 
-def _identity(pid: int) -> _Identity:
+def _identity(one: Found) -> _Identity:
     """Return what no other process has had; of one that has ended, a start time of 0."""
     with suppress(FileNotFoundError, ProcessLookupError):
-        return pid, start_time(pid)
-    return pid, 0
+        (started,) = LOOKS.at((one.pid,), start_time, wait_s=STOPPED_WAIT_S)
+        return one.pid, started
+    return one.pid, 0
 
 
 def _is_still(question: Question, one: Found) -> bool:
     """Say whether the process with this pid is (still) the holder that was found."""
+    return any(LOOKS.at((one.pid,), lambda _: _has_still(question, one), wait_s=STOPPED_WAIT_S))
+
+
+def _has_still(question: Question, one: Found) -> bool:
     tasks = patient(mount_namespaces)(one.pid).values()
     owners = {owner_of(task, root=question.cgroup_root) for task in tasks}
     if (one.pod_uid, one.container_id) not in owners:
         return False
     users = question.users(question.numbers)
-    has = {**used(users, one.pid), **held(one.pid, wanted(question.numbers))}
-    mounts = any(mounted(task, question.numbers) for task in tasks)
-    return bool(has) or mounts or bool(one.note and hidden(one.pid))
+    devices = wanted(question.numbers)
+    if used(users, one.pid) or held(one.pid, devices):
+        return True
+    if any(mounted(task, question.numbers) for task in tasks):
+        return True
+    return bool(one.note and (hidden(one.pid) or may_have(one.pid, devices)))
 
 
 def _wait(pidfd: int, *, timeout_s: float) -> None:

@@ -2,6 +2,7 @@
 """What one process has open, mapped or mounted, as /proc tells it.
 
 Every task with a descriptor table of its own is looked at, also when the main thread has ended.
+A terminal may also be had by its other names (holders/terminal.py).
 Nothing here waits for a file's server or touches the process's memory: both can be a tenant's, made
 to hang whoever looks.
 """
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
 from devicemount_agent.graft.numbers import mknod_arguments
+from devicemount_agent.holders import terminal
 from devicemount_agent.kernel.files import device_files, lines_of
 from devicemount_agent.kernel.pidfd import compare_files
 from devicemount_agent.model import Access, DeviceNumber, NodeType
@@ -26,6 +28,7 @@ T = TypeVar("T")
 
 ENDING_S: Final = 0.1
 LOOK_AGAIN_S: Final = 0.005
+ITS_TERMINAL: Final = "a descriptor of /dev/tty, which may be of the device's terminal"
 
 # By what a file says of itself: its type bits and its rdev.
 Wanted = Mapping[tuple[int, int], DeviceNumber]
@@ -56,22 +59,37 @@ def wanted(numbers: frozenset[DeviceNumber]) -> Wanted:
     return {mknod_arguments(number, mode=0): number for number in numbers}
 
 
+_STAND_INS = wanted(terminal.STAND_INS)
+
+
 @patient
 def held(pid: int, devices: Wanted) -> Held:
-    """Return which of the devices a process has open or mapped, and how."""
+    """Return which of the devices a process has open or mapped, or as its controlling terminal,
+    and how."""
     found: dict[DeviceNumber, Access] = {}
+    controlling = devices.get((stat.S_IFCHR, terminal.controlling(pid)))
+    if controlling is not None:
+        found[controlling] = Access.READ | Access.WRITE  # it can open /dev/tty at any time
     for table in tables(pid):
         for name, number in _matching(f"{table}/fd", devices):
-            if found.get(number) == Access.READ | Access.WRITE:
-                continue
-            access = _descriptor_access(f"{table}/fdinfo/{name}")
-            if access:
-                found[number] = found.get(number, Access.NONE) | access
+            _add_descriptor(found, number, f"{table}/fdinfo/{name}")
     directory = _mappings(pid)
     for name, number in _matching(directory, devices):
         access = _mapping_access(f"{directory}/{name}")
         found[number] = found.get(number, Access.NONE) | access
     return found
+
+
+@patient
+def may_have(pid: int, devices: Wanted) -> str:
+    """Say by what else a process may have one of the devices, in a few words; empty: by nothing."""
+    if not terminal.are_terminals(rdev for kind, rdev in devices if kind == stat.S_IFCHR):
+        return ""
+    for table in tables(pid):
+        for name, _ in _matching(f"{table}/fd", _STAND_INS):
+            if _descriptor_access(f"{table}/fdinfo/{name}"):
+                return ITS_TERMINAL
+    return ""
 
 
 def mount_namespaces(pid: int) -> dict[str, int]:
@@ -109,11 +127,20 @@ def mounted(task: int, numbers: frozenset[DeviceNumber]) -> Held:
 
 
 def _matching(directory: str, devices: Wanted) -> Iterator[tuple[str, DeviceNumber]]:
+    """Yield the links that lead to the devices."""
     with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
         for name, mode, rdev in device_files(directory):
             number = devices.get((stat.S_IFMT(mode), rdev))
             if number is not None:
                 yield name, number
+
+
+def _add_descriptor(found: dict[DeviceNumber, Access], number: DeviceNumber, info: str) -> None:
+    if found.get(number) == Access.READ | Access.WRITE:
+        return
+    access = _descriptor_access(info)
+    if access:
+        found[number] = found.get(number, Access.NONE) | access
 
 
 def tables(pid: int) -> Iterator[str]:

@@ -12,17 +12,21 @@ not seen. Runs in a thread of the caller: nearly all of it is system calls, whic
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Protocol
 
 from devicemount_agent.container.cgroup import CGROUP_ROOT, Cgroup, owner_of, process_cgroup
 from devicemount_agent.container.runtimes import RuntimeFacts
+from devicemount_agent.errors import ContainerMismatch
 from devicemount_agent.graft.access_check import CheckFailed, may_access
-from devicemount_agent.holders.describe import command, pid_inside, short_name
+from devicemount_agent.holders.describe import command, pid_inside, short_name, states
 from devicemount_agent.holders.hidden import hidden
+from devicemount_agent.holders.looks import BATCH, STOPPED_WAIT_S, WAIT_S, Looks
 from devicemount_agent.holders.process import (
     Held,
     held,
+    may_have,
     mount_namespaces,
     mounted,
     patient,
@@ -39,10 +43,15 @@ from devicemount_agent.model import (
 
 BLOCK_DEVICES = Path("/sys/dev/block")
 MOUNTED = "has its file system mounted"
+UNSTOPPED = "may have it: waits in the kernel, so its pod could not be stopped for the search"
+HANDED_ON = "had it while its pod was stopped, and has ended since: another may have it"
+UNNAMED = "a process"
 DESCRIBED_LIMIT = 32  # as many as are told: each may cost its deadline
 _PASSES = 5  # over processes that were born since; a fork bomb must not keep us here
 
 Owner = tuple[PodUID, ContainerID] | tuple[None, None]
+
+LOOKS = Looks()
 
 # What a driver's own tool says of users of its devices, by their pid on the node.
 Users = Callable[[frozenset[DeviceNumber]], Mapping[int, frozenset[DeviceNumber]]]
@@ -130,26 +139,59 @@ def sightings(question: Question, found: list[Found]) -> tuple[Sighting, ...]:
     return (*_stacked(question.numbers), *_named(in_order))
 
 
+def unstopped(pids: Iterable[int], owner: Owner) -> tuple[Sighting, ...]:
+    """Name who keeps a pod from being stopped: who waits in the kernel, once the others go on."""
+    waiting = (pid for pid in pids if "D" in states(pid))
+    few = islice(waiting, DESCRIBED_LIMIT)
+    pod_uid, container_id = owner
+    found = [Found(pid, pod_uid, container_id, blocking=True, note=UNSTOPPED) for pid in few]
+    return _named(found) or unnamed(owner, UNSTOPPED)
+
+
+def unnamed(owner: Owner, note: str) -> tuple[Sighting, ...]:
+    """Tell of a process that is not to be named, but blocks."""
+    pod_uid, container_id = owner
+    holder = Holder(0, UNNAMED, pod_uid, container_id, blocking=True, note=note)
+    return (Sighting(holder, pid=0),)
+
+
 def find(question: Question, *, among: Iterable[int] | None = None) -> Iterator[Found]:
-    """Yield every process (of the node, or among these) that has one of the devices, judged."""
-    devices = wanted(question.numbers)
-    users = question.users(question.numbers)
-    seen: set[str] = set()
-    judge = _Judge(question)
-    for pid in _processes(question.first) if among is None else among:
-        process = _living(question, pid)
+    """Yield every process (of the node, or among these, which are stopped) that has one of the
+    devices, judged. Raises NodeUnavailable where nobody can tell what a process has."""
+    look = _Look(question)
+    pids = iter(_processes(question.first) if among is None else among)
+    wait_s = WAIT_S if among is None else STOPPED_WAIT_S
+    while batch := list(islice(pids, BATCH)):
+        yield from filter(None, LOOKS.at(batch, look.at, wait_s=wait_s))
+
+
+class _Look:
+    """The look at one process after the other, in one search."""
+
+    def __init__(self, question: Question) -> None:
+        self._question = question
+        self._devices = wanted(question.numbers)
+        self._users = question.users(question.numbers)
+        self._judge = _Judge(question)
+        self._seen: set[str] = set()  # mount namespaces
+
+    def at(self, pid: int) -> Found | None:
+        process = _living(self._question, pid)
         if process is None:
-            continue
-        has = {**used(users, pid), **held(pid, devices)}
+            return None
+        has = {**used(self._users, pid), **held(pid, self._devices)}
         note = "" if has else MOUNTED
-        for namespace in process.tasks.keys() - seen:
-            has |= mounted(process.tasks[namespace], question.numbers)
-        seen |= process.tasks.keys()
-        one = judge.judged(process, has) if has else None
-        if one is None and process.owner[0] == question.target and (note := hidden(pid)):
+        for namespace in process.tasks.keys() - self._seen:
+            has |= mounted(process.tasks[namespace], self._question.numbers)
+        self._seen |= process.tasks.keys()
+        one = self._judge.judged(process, has) if has else None
+        if (
+            one is None
+            and process.owner[0] == self._question.target
+            and (note := hidden(pid) or may_have(pid, self._devices))
+        ):
             one = Found(pid, *process.owner, blocking=True)
-        if one is not None:
-            yield replace(one, note=note)
+        return None if one is None else replace(one, note=note)
 
 
 def used(users: Mapping[int, frozenset[DeviceNumber]], pid: int) -> Held:
@@ -252,6 +294,8 @@ class _Judge:
             cgroup = process_cgroup(process.task, root=self._question.cgroup_root)
         except ProcessLookupError:
             return None
+        except ContainerMismatch:  # nobody can say what it may open
+            return Found(pid, pod_uid, container_id, blocking=True, is_sure=False)
         may = [self._may(cgroup, container_id, number, left[number]) for number in left]
         is_sure = all(may) or False in may
         return Found(pid, pod_uid, container_id, blocking=not all(may), is_sure=is_sure)

@@ -161,7 +161,7 @@ def device_files(directory: str) -> Iterator[tuple[str, int, int]]:
 def links_in(directory: str) -> Iterator[tuple[str, str]]:
     """Yield (name, where it leads) of the links in a directory of /proc: no file's server is asked.
 
-    Nothing when the process has ended.
+    Where a path is too long to be told, it is empty. Nothing when the process has ended.
     """
     try:
         directory_fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -170,9 +170,18 @@ def links_in(directory: str) -> Iterator[tuple[str, str]]:
                 names = [entry.name for entry in entries]
             for name in names:
                 with suppress(FileNotFoundError):  # closed meanwhile
-                    yield name, os.readlink(name, dir_fd=directory_fd)
+                    yield name, _link(name, directory_fd)
     except (FileNotFoundError, ProcessLookupError):
         return
+
+
+def _link(name: str, directory_fd: int) -> str:
+    try:
+        return os.readlink(name, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return ""
 
 
 def lines_of(path: str | Path) -> list[str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Processes by pidfd, which pid reuse cannot redirect, and kcmp(2).
 
-Opening a pidfd and signalling through it are in `os` and `signal`.
+Opening a process's pidfd and signalling through it are in `os` and `signal`.
 """
 
 import errno

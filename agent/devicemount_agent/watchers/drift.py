@@ -177,7 +177,7 @@ class Drift:
                 return []
             now_s, is_followed = time.monotonic(), False
             self._next_s = now_s + SWEEP_S
-            changed = self._look()
+            changed = self._look(now_s)
             if changed or now_s >= until_s:
                 return changed
         return []
@@ -200,11 +200,11 @@ class Drift:
 
     def _look_at_all(self) -> list[ContainerID]:
         self._stir.look()
-        return self._look()
+        return self._look(time.monotonic())
 
-    def _look(self) -> list[ContainerID]:
+    def _look(self, now_s: float) -> list[ContainerID]:
         """Return which containers are not as they stood."""
-        changed = self._changed() if self._stir.is_due() else []
+        changed = self._changed() if self._stir.is_due(now_s) else []
         changed += [cid for cid in islice(self._turn, BELOW_PER_SWEEP) if cid is not None]
         return changed
 
@@ -264,6 +264,9 @@ class Drift:
             except FilterBlocked as error:
                 self._put_off(container_id)
                 self._note_blocked(grants, Concern("FilterBlocked", str(error)))
+            except BlockingIOError as error:  # somebody changes it faster than we: not for long
+                self._put_off(container_id, at_most_s=FIRST_RETRY_S)
+                self._note_blocked(grants, Concern("FilterBlocked", str(error)))
             except (DeviceMountError, OSError) as error:
                 self._put_off(container_id)
                 log.warning(line("not repaired", **facts(grants[0]), error=error))
@@ -271,11 +274,11 @@ class Drift:
                 self._retries.pop(container_id, None)
                 self._grafts.note_usable(grants)
 
-    def _put_off(self, container_id: ContainerID) -> None:
+    def _put_off(self, container_id: ContainerID, *, at_most_s: float = LAST_RETRY_S) -> None:
         """Try again later, and later each time: by then somebody may have changed something."""
         now_s = asyncio.get_running_loop().time()
         before = self._retries.get(container_id, _Retry(now_s, FIRST_RETRY_S / 2))
-        delay_s = min(before.delay_s * 2, LAST_RETRY_S)
+        delay_s = min(before.delay_s * 2, at_most_s)
         self._retries[container_id] = _Retry(now_s + delay_s, delay_s)
         self._wanted.set()
 

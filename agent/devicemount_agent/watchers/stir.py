@@ -7,7 +7,6 @@ tell nothing: all containers are looked at in the second after, and once a secon
 """
 
 import math
-import time
 from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
@@ -49,9 +48,8 @@ class Stir:
         """Take it for worth while the next time."""
         self._looked_s = -math.inf
 
-    def is_due(self) -> bool:
+    def is_due(self, now_s: float) -> bool:
         """Say whether to look now; whoever asks does. In one thread at a time. Raises OSError."""
-        now_s = time.monotonic()
         if self._is_told():
             self._stirred_s = now_s
         if self._stirred_s + STIRRED_S <= now_s < self._looked_s + CALM_S:

@@ -100,9 +100,8 @@ def refused(observation: Observation, refusal: Refusal) -> Decision:
         fact=holders.sentence(observation, refusal, about) if busy else refusal.message,
         target=about,
     )
-    if refusal.is_revoked and decision.requeue_after_s is not None:
-        pause_s = min(decision.requeue_after_s, ENDING_S)
-        decision = replace(decision, requeue_after_s=pause_s)
+    if holders.is_ending(refusal):
+        decision = _soon(observation, decision)
     return decision.remembering(release.unproved(observation))
 
 
@@ -115,6 +114,15 @@ def _in_time(observation: Observation, decision: Decision) -> Decision:
         return decision
     pauses = (pause for pause in (max(1.0, left_s), decision.requeue_after_s) if pause is not None)
     return replace(decision, requeue_after_s=min(pauses))
+
+
+def _soon(observation: Observation, decision: Decision) -> Decision:
+    """Let the next attempt come soon enough for the agent to end who is left."""
+    setback = decision.setback
+    if setback is None or setback.until <= observation.now + ENDING_S:
+        return decision
+    setback = replace(setback, until=observation.now + ENDING_S)
+    return replace(decision, requeue_after_s=ENDING_S, setback=setback)
 
 
 def _undisturbed(observation: Observation, refusal: Refusal) -> Decision:

@@ -4,6 +4,7 @@
 What they are called is theirs to choose: whatever goes into a sentence is cut and made visible.
 """
 
+from collections.abc import Iterator
 from typing import Final
 
 from devicemount_operator.decide.decision import TargetReport
@@ -17,6 +18,11 @@ from devicemount_operator.decide.observation import (
 from devicemount_operator.decide.text import clip, listing
 
 _IN_A_SENTENCE: Final = 96  # characters of a command or a note; status has more of them
+_MAIN: Final = "main process"  # an agent's note says so of one that is spared
+_FOREIGN: Final = "another pod"  # and so of one that is not ended either
+_UNKNOWN: Final = "may have it: "  # and so of one of whom nobody knows it, which is not ended
+_HANDED_ON: Final = "another may have it"  # and so of one that has ended
+_MOUNTED: Final = "file system mounted"  # and so of one that has no descriptor of the device
 
 
 def pod_of(observation: Observation, holder: Holder) -> str:
@@ -48,12 +54,42 @@ def sentence(observation: Observation, refusal: Refusal, target: TargetReport | 
     if not blocking:
         return "a device is still open"
     names = listing([_named(observation, target, holder) for holder in blocking], total=count)
-    said = f"{count} {'process has' if count == 1 else 'processes have'} a device open: {names}"
+    has = "process has" if count == 1 else "processes have"
+    if any(_is_unsure(holder.note) for holder in blocking):
+        has = f"{has} or may have"
+    said = f"{count} {has} a device open: {names}"
     if refusal.is_revoked:  # which of them are being ended, their notes say
-        return f"access is revoked, and {said}"
-    if observation.mount.spec.unmount.when_busy == "Terminate":
-        return said
-    return f"{said}. To have them ended, set spec.unmount.whenBusy to Terminate"
+        said = f"access is revoked, and {said}"
+    ways = " or, ".join(_ways_out(observation, refusal))
+    return f"{said}. {ways[0].upper()}{ways[1:]}" if ways else said
+
+
+def is_ending(refusal: Refusal) -> bool:
+    """Say whether the agent ends who is left; those it had no room to name may be such."""
+    blocking = [holder for holder in refusal.holders if holder.blocking]
+    if not blocking or refusal.holders_total > len(refusal.holders):
+        return refusal.is_revoked
+    kept = (_MAIN, _FOREIGN, _UNKNOWN)
+    return refusal.is_revoked and any(
+        not any(mark in holder.note for mark in kept) for holder in blocking
+    )
+
+
+def _is_unsure(note: str) -> bool:
+    return _UNKNOWN in note or _HANDED_ON in note
+
+
+def _ways_out(observation: Observation, refusal: Refusal) -> Iterator[str]:
+    """Yield what can be done about those who have a device, besides waiting for them."""
+    unmount = observation.mount.spec.unmount
+    notes = [holder.note for holder in refusal.holders if holder.blocking]
+    if any(_MOUNTED in note for note in notes):
+        yield "umount the device's file system"
+    if unmount.when_busy == "Wait":
+        if not refusal.is_revoked and not all(map(_is_unsure, notes)):
+            yield "to have them ended, set spec.unmount.whenBusy to Terminate"
+    elif not unmount.include_main_process and any(_MAIN in note for note in notes):
+        yield "to have the main process ended too, set spec.unmount.includeMainProcess to true"
 
 
 def _named(observation: Observation, target: TargetReport | None, holder: Holder) -> str:

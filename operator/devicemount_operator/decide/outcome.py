@@ -82,11 +82,16 @@ def fails(
 
 
 def held_back(observation: Observation, setback: Setback) -> Decision:
-    """Say again what the last setback was, until its pause is over."""
+    """Say again what the last setback was, until its pause is over.
+
+    Of a busy device status stays as the attempt left it: who has it, only the next one finds out.
+    """
+    is_told = setback.reason is Reason.DEVICE_BUSY and not breaks_promise(observation)
+    report = Report(
+        reason=setback.reason, message=setback.message, target=reserved_target(observation)
+    )
     return Decision(
-        report=Report(
-            reason=setback.reason, message=setback.message, target=reserved_target(observation)
-        ),
+        report=None if is_told else report,
         requeue_after_s=observation.held_back_s,
         setback=setback,
     )

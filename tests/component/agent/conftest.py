@@ -101,8 +101,14 @@ class Node:
 
     # ---- the node's side
 
-    def target(self, name: str = "notebook-0", *, own_users: bool = False) -> Target:
-        box = self.lab.container(own_users=own_users)
+    def target(
+        self,
+        name: str = "notebook-0",
+        *,
+        own_users: bool = False,
+        pass_fds: tuple[int, ...] = (),
+    ) -> Target:
+        box = self.lab.container(own_users=own_users, pass_fds=pass_fds)
         pod = FakePod(box.pod_uid, NAMESPACE, name)
         self.runtime.add(pod, "notebook", container_id=box.id, pid=box.init_pid)
         return Target(pod, box)

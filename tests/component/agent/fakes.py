@@ -27,6 +27,7 @@ class FakeContainer:
     labels: dict[str, str]
     is_running: bool = True
     permitted: list[tuple[str, int, int]] = field(default_factory=list)  # by the runtime's spec
+    namespaces: list[dict[str, str]] | None = None  # by that, too; None: it does not say
 
 
 @dataclass
@@ -84,7 +85,12 @@ class FakeRuntime(cri_pb2_grpc.RuntimeServiceServicer):
         ]
         own = {
             "pid": known.pid if known.is_running else 0,
-            "runtimeSpec": {"linux": {"resources": {"devices": [{"allow": False}, *rules]}}},
+            "runtimeSpec": {
+                "linux": {
+                    "resources": {"devices": [{"allow": False}, *rules]},
+                    "namespaces": known.namespaces,
+                }
+            },
         }
         namespaces = {"config": {"linux": {"security_context": {"namespace_options": {"pid": 1}}}}}
         return cri_pb2.ContainerStatusResponse(

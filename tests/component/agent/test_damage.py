@@ -3,9 +3,12 @@
 the kernel and in what kubelet and runtime say; until all of it is explained nothing is granted.
 """
 
+import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+import threading
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -20,15 +23,17 @@ from devicemount_agent.container.cgroup import (
 )
 from devicemount_agent.graft import graft
 from devicemount_agent.holders import search
+from devicemount_agent.kernel.files import closing
 from devicemount_agent.ledger import Removed
 from devicemount_agent.model import PodUID
 from devicemount_agent_api.v1 import agent_pb2 as pb
 from node.agent.containers import Lab
 
-from .conftest import Node, Shadow, Target
+from .conftest import DEADLINE_S, Node, Shadow, Target
 from .test_drift import ON_V2, hierarchy
 from .test_mount import can_open, until
 from .test_recovery import readiness, ready
+from .test_terminate import LATER_S, holders, inside
 
 __all__ = ["hierarchy"]
 
@@ -241,6 +246,141 @@ async def test_a_grant_whose_journal_is_gone_is_found_by_its_reservation(node: N
         assert await ready(node) == 200
 
 
+async def test_what_was_revoked_and_is_held_still_is_found_by_its_holder(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcsu1")
+        fd = target.box.inside.open("/dev/vcsu1")
+        asked = await node.remove(target, policy=pb.TERMINATE, grace_s=LATER_S)
+        assert (asked.phase, can_open(target, "vcsu1")) == (pb.BUSY, False)
+    lose_journal(node)
+
+    for _ in ("rebuilt", "recovered"):
+        async with node.agent():
+            assert [state.phase for state in await node.states()] == [pb.WAITING]
+            assert not can_open(target, "vcsu1")
+    async with node.agent():
+        busy = await node.remove(target)
+        assert (busy.phase, list(holders(busy))) == (pb.WAITING, [inside(target).pid])
+        assert not can_open(target, "vcsu1")
+        assert [s.uid for s in busy.shadow_pods] == [shadow.pod.uid]
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not can_open(target, "vcsu1")
+        assert not (target.box.root / "dev/vcsu1").exists()
+        assert await ready(node) == 200
+
+
+async def test_what_was_revoked_and_is_held_still_can_be_granted_again(node: Node) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcsu1")
+        fd = target.box.inside.open("/dev/vcsu1")
+        await node.remove(target, policy=pb.TERMINATE, grace_s=LATER_S)
+    lose_journal(node)
+
+    async with node.agent():
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+        assert can_open(target, "vcsu1")
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert not (target.box.root / "dev/vcsu1").exists()
+
+
+@ON_V1
+async def test_what_is_held_while_its_target_does_not_run_keeps_it_from_granting(
+    node: Node,
+) -> None:
+    async with node.agent():
+        target, _ = await granted(node, "notebook-0", "vcsu1")
+        fd = target.box.inside.open("/dev/vcsu1")
+        await node.remove(target, policy=pb.TERMINATE, grace_s=LATER_S)
+    lose_journal(node)
+    node.runtime.containers[target.box.id].is_running = False
+
+    async with node.agent():
+        assert "whose target does not run" in (await readiness(node))[1]
+        target.box.inside.close(fd)
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert await node.states() == []
+
+
+async def test_a_reservation_that_nobody_used_is_no_grant(node: Node) -> None:
+    async with node.agent():
+        target = node.target("notebook-0")
+        shadow = alive(node, target, node.reserved(target, "vcsu1"))
+    lose_journal(node)
+
+    async with node.agent():
+        assert await node.states() == []
+        assert await ready(node) == 200
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+
+
+@ON_V1
+async def test_a_search_without_end_keeps_no_agent_from_its_start(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = node.target("notebook-0")
+    shadow = alive(node, target, node.reserved(target, "vcsu1"))
+    answers = threading.Event()
+    find = search.find
+
+    def late(question: search.Question) -> Iterator[search.Found]:
+        answers.wait(DEADLINE_S)
+        return find(question)
+
+    monkeypatch.setattr(rebuild, "SEARCH_S", 0.1)
+    monkeypatch.setattr(search, "find", late)
+    async with node.agent():
+        status, amiss = await readiness(node)
+        assert status == 503
+        assert "the search for who has c 7:65: " in amiss
+        answers.set()
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+
+
+async def test_who_was_handed_a_device_is_not_taken_for_the_target(node: Node) -> None:
+    async with node.agent():
+        target = node.target("notebook-0")
+        with closing(os.open("/dev/vcsu1", os.O_RDONLY)) as fd:
+            sidecar = node.beside(target, pass_fds=(fd,))
+        shadow = alive(node, target, node.reserved(target, "vcsu1"))
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+    lose_journal(node)
+    first = node.runtime.containers.pop(target.box.id)
+    node.runtime.containers[target.box.id] = first  # the other container is looked at before
+
+    async with node.agent():
+        (state,) = await node.states()
+        assert (state.phase, state.container_id) == (pb.GRANTED, target.box.id)
+        assert can_open(target, "vcsu1")
+        assert list(holders(await node.remove(target))) == [sidecar.pid]
+
+
+@ON_V1
+async def test_what_the_container_could_do_before_a_revoked_grant_it_can_do_after(
+    node: Node,
+) -> None:
+    target = node.target("notebook-0")
+    rules = target.box.cgroup.path / "devices.list"
+    (target.box.cgroup.path / "devices.allow").write_text("c 7:1 r")
+    node.runtime.containers[target.box.id].permitted = [("c", 7, 1)]
+    shadow = alive(node, target, node.reserved(target, "vcs1", "vcsu1"))
+    async with node.agent():
+        assert (await node.apply(target, shadow)).phase == pb.GRANTED
+        fd = target.box.inside.open("/dev/vcsu1")
+        assert (await node.remove(target, policy=pb.TERMINATE)).phase == pb.BUSY
+    lose_journal(node)
+
+    async with node.agent():
+        assert "c 7:1 r\n" in rules.read_text()
+        assert list(holders(await node.remove(target))) == [inside(target).pid]
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
+        assert "c 7:1 r\n" in rules.read_text()
+        assert "c 7:65" not in rules.read_text()
+
+
 @ON_V2
 async def test_a_program_of_ours_tells_that_there_was_a_journal(node: Node) -> None:
     async with node.agent():
@@ -386,3 +526,88 @@ async def test_an_agent_starts_on_a_full_disk(node: Node, small_disk: Path) -> N
         assert [state.phase for state in await node.states()] == [pb.GRANTED]
         assert (await node.remove(target)).phase == pb.REMOVED
         assert not can_open(target, "vcs1")
+
+
+async def named(node: Node, box: Target, name: str, device: str) -> Target:
+    """Grant one more mount in a container, under a name of its own."""
+    target = Target(box.pod, box.box, mount_uid=str(uuid.uuid4()))
+    shadow = alive(node, target, node.reserved(target, device))
+    shadow.pod.annotations["devicemount.io/mount"] = name
+    request = node.apply_request(target, shadow)
+    request.mount_name = name
+    assert (await node.stub.Apply(request, timeout=DEADLINE_S)).phase == pb.GRANTED
+    return target
+
+
+def shown(box: Target) -> set[str] | None:
+    """Return which files the container sees in /run/devicemount; None: there is no directory."""
+    directory = box.box.root / "run/devicemount"
+    return {path.name for path in directory.iterdir()} if directory.is_dir() else None
+
+
+def cut_to_header(node: Node) -> None:
+    cut(node, lines=1)
+
+
+@ON_V1
+@pytest.mark.parametrize("damage", [cut_to_header, lose_journal], ids=["cut", "gone"])
+async def test_ready_files_are_true_after_a_rebuild(
+    node: Node, damage: Callable[[Node], None]
+) -> None:
+    box = node.target()
+    async with node.agent():
+        one = await named(node, box, "one", "vcs1")
+        two = await named(node, box, "two", "vcsa1")
+    damage(node)
+
+    async with node.agent():
+        assert shown(box) == {"one.ready", "two.ready"}
+        assert not any(state.incomplete for state in await node.states())
+        assert (await node.remove(one)).phase == pb.REMOVED
+        assert shown(box) == {"two.ready"}
+        three = await named(node, box, "three", "vcsu1")
+        assert shown(box) == {"two.ready", "three.ready"}
+        for last in (two, three):
+            assert (await node.remove(last)).phase == pb.REMOVED
+        assert shown(box) is None
+        await named(node, box, "four", "vcs1")
+        assert shown(box) == {"four.ready"}
+
+
+@ON_V1
+async def test_while_a_journal_is_damaged_no_files_are_forgotten(node: Node) -> None:
+    async with node.agent():
+        box = node.target()
+        one = await named(node, box, "one", "vcs1")
+        other, shadow = await granted(node, "other-0", "vcsa1")
+    node.runtime.sandboxes.remove(shadow.pod)
+    node.kubelet.forget(shadow.pod)
+    cut(node, lines=1)
+
+    async with node.agent():
+        assert "team-a/other-0/notebook may use" in (await readiness(node))[1]
+        assert shown(box) == {"one.ready"}
+        node.runtime.containers[other.box.id].is_running = False
+        other.box.inside.process.kill()
+        await until(lambda: is_damage_kept(node), "rebuilt")
+        assert await ready(node) == 200
+        assert (await node.remove(one)).phase == pb.REMOVED
+        assert shown(box) is None
+
+
+@ON_V1
+async def test_what_a_tenant_put_over_its_files_does_not_keep_a_journal_damaged(
+    node: Node,
+) -> None:
+    box = node.target()
+    async with node.agent():
+        one = await named(node, box, "one", "vcs1")
+    (box.box.root / "run/devicemount").parent.rename(box.box.root / "moved")
+    (box.box.root / "run").symlink_to("run")
+    cut(node, lines=1)
+
+    async with node.agent():
+        assert await ready(node) == 200
+        assert [state.phase for state in await node.states()] == [pb.GRANTED]
+        assert (await node.remove(one)).phase == pb.REMOVED
+        assert not can_open(box, "vcs1")

@@ -2,6 +2,7 @@
 """What somebody takes from a container is given back, counted and said; nothing else is."""
 
 import asyncio
+import errno
 import logging
 import math
 import os
@@ -245,6 +246,27 @@ async def test_one_that_cannot_be_repaired_is_said_and_repaired_when_it_can(node
         assert concern.message.endswith("cannot be replaced: it calls a function")
         assert f"(vendor) of {path}" in concern.message
         programs.detach(path, foreign)
+        (shadow,) = (await seen(node, pb.GRANTED)).shadow_pods
+        assert not shadow.concerns
+        assert can_open(target, "vcs1")
+
+
+async def test_one_whose_filter_changes_faster_than_it_is_repaired_is_not_called_usable(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, permit = node.target(), graft.permit
+
+    def outrun(*_: object, **wanted: object) -> None:
+        raise OSError(errno.EAGAIN, "the device filter keeps changing", "a cgroup")
+
+    async with node.agent():
+        await node.apply(target, node.reserved(target, "vcs1"))
+        monkeypatch.setattr(graft, "permit", outrun)
+        Wiper(node, target).wipe()
+        (shadow,) = (await seen(node, pb.WAITING)).shadow_pods
+        (concern,) = shadow.concerns
+        assert "the device filter keeps changing" in concern.message
+        monkeypatch.setattr(graft, "permit", permit)
         (shadow,) = (await seen(node, pb.GRANTED)).shadow_pods
         assert not shadow.concerns
         assert can_open(target, "vcs1")

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Devices that are mounted, since none can be made in a user namespace, by a whole agent: shared
-between grants, found again after a crash, withheld and granted again, gone at the end.
+between grants, found again after a crash, withheld and granted again, gone at the end. And what
+becomes of a device whose container's main process makes namespaces of its own afterwards.
 """
 
 import asyncio
@@ -98,3 +99,42 @@ async def test_a_device_that_comes_back_as_another_number_is_granted_again(
         assert (await node.remove(target)).phase == pb.REMOVED
         assert mounted(target) == set()
         assert names(target) == before
+
+
+@pytest.mark.parametrize("own_users", [False, True], ids=["of-the-node", "of-own-users"])
+async def test_a_main_process_that_makes_a_mount_namespace_of_its_own(
+    node: Node, *, own_users: bool
+) -> None:
+    one = node.target(own_users=own_users)
+    other = type(one)(one.pod, one.box, OTHER_MOUNT_UID)
+    before = names(one)
+    async with node.agent():
+        await node.apply(one, node.reserved(one, "vcs1"))
+        one.box.inside.tell("unshare")
+        state = await node.apply(other, node.reserved(other, "vcsa1"))
+        assert state.phase == pb.GRANTED
+        assert can_open(one, "vcs1")
+        assert can_open(other, "vcsa1")
+        one.box.inside.tell("unshare")
+        for each in (one, other):
+            assert (await node.remove(each)).phase == pb.REMOVED
+        assert mounted(one) == set()
+        assert names(one) == before
+
+
+async def test_one_that_makes_a_user_namespace_too_gets_no_more_and_keeps_no_access(
+    node: Node, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = node.target()
+    node.runtime.containers[one.box.id].namespaces = [{"type": "mount"}]
+    other = type(one)(one.pod, one.box, OTHER_MOUNT_UID)
+    async with node.agent():
+        await node.apply(one, node.reserved(one, "vcs1"))
+        one.box.inside.tell("unshare", "users")
+        with pytest.raises(grpc.aio.AioRpcError, match="has made a user namespace of its own"):
+            await node.apply(other, node.reserved(other, "vcsa1"))
+        assert (await node.remove(one)).phase == pb.REMOVED
+        assert not can_open(one, "vcs1")
+    (left,) = [m for m in caplog.messages if m.startswith("left in container")]
+    assert "/dev/vcs1" in left
+    assert "has made a user namespace of its own" in left

@@ -76,6 +76,30 @@ async def test_suspending_ends_holders_too_and_a_change_of_mind_grafts_anew(scen
         assert len(scene.agent.applies) > applied
 
 
+async def test_what_another_pod_has_of_a_target_that_is_gone_is_told_once(scene: Scene) -> None:
+    def stir(state: agent_pb2.MountState) -> None:
+        for shadow in state.shadow_pods:
+            shadow.repairs += 1
+
+    async with scene.operator():
+        await mounted(scene, whenBusy="Terminate")
+        scene.agent.holders = [TRAIN]
+        await scene.delete(scene.pod_path("target"), grace_s=0)
+        scene.agent.say_of_all(agent_pb2.TARGET_ENDED)
+        await scene.becomes("DeviceBusy")
+        asked = len(scene.agent.removes)
+
+        async def was_asked_again() -> bool:
+            scene.agent.change(stir)  # the operator is woken, and nothing that it tells is new
+            return len(scene.agent.removes) >= asked + 2
+
+        with scene.counted(("patch",)) as writes:
+            await scene.eventually(was_asked_again)
+        assert writes == []
+        (row,) = (await scene.get(scene.mount_path("dm")))["status"]["targets"]
+        assert (row["phase"], len(row["holders"])) == ("Releasing", 1)
+
+
 async def test_many_unmounts_that_wait_for_their_agent_are_few_at_once_and_hold_up_nobody(
     scene: Scene,
 ) -> None:

@@ -4,7 +4,10 @@
 Started in a mount namespace of its own; with a root it becomes what a container's first process is.
 """
 
+import contextlib
 import ctypes
+import errno
+import fcntl
 import itertools
 import json
 import mmap
@@ -14,7 +17,9 @@ import resource
 import shutil
 import signal
 import socket
+import struct
 import sys
+import termios
 import threading
 import time
 
@@ -26,13 +31,18 @@ RENAME_EXCHANGE = 2
 MNT_DETACH = 2
 MS_MOVE = 0x2000
 SYS_EXIT = 60
-SYS_IO_URING_SETUP, SYS_IO_URING_REGISTER = 425, 427
+SYS_IO_URING_SETUP, SYS_IO_URING_ENTER, SYS_IO_URING_REGISTER = 425, 426, 427
 IORING_REGISTER_FILES = 2
+IORING_OP_SPLICE = 30
+IORING_OFF_SQES = 0x10000000
+IO_URING_PARAMS_BYTES = 120
+SQ_OFF_TAIL = 44  # in them
 PR_SET_PDEATHSIG = 1
 SIG_IGN = 1
 libc = ctypes.CDLL(None, use_errno=True)
 kept: list[object] = []
 main_thread_ends = threading.Event()
+to_unshare: list[int] = []
 opening_ends = threading.Event()
 opened = {"allowed": 0, "refused": 0, "forbidden": 0}
 
@@ -55,6 +65,32 @@ def mount_silent_server(target: str, fd: int, mode: str) -> None:
     """Mount FUSE, whose requests nobody answers."""
     data = f"fd={fd},rootmode={mode},user_id=0,group_id=0".encode()
     check(libc.mount(b"silent", target.encode(), b"fuse", 0, data))
+
+
+def wait_for_server(path: str, fd: int) -> int:
+    """Leave a child behind that asks a file server, whose end it has not, and ends when answered.
+
+    Until then it waits in the kernel, where nobody can stop it.
+    """
+    pid = os.fork()
+    if pid == 0:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            pathlib.Path(path).stat()
+        os._exit(0)
+    return pid
+
+
+def execute_beside_server(path: str, program: int) -> int:
+    """Leave a child behind that executes a program, which closes a file of a file server."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            os.execve(program, ["program"], {})  # noqa: S606
+        finally:
+            os._exit(1)
+    return pid
 
 
 def make_directory(path: str) -> None:
@@ -145,10 +181,67 @@ def receive_from_flight() -> int:
     return socket.recv_fds(receiver, 1, 1)[1][0]
 
 
+def detach_receiver() -> int:
+    """Return the descriptor in which one is in flight: the only one of that socket."""
+    receiver = kept.pop()
+    assert isinstance(receiver, socket.socket)
+    return receiver.detach()
+
+
+def listen() -> int:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("")
+        listener.listen()
+        return listener.detach()
+
+
+def duplicate(fd: int) -> int:
+    return os.dup(fd)
+
+
+def set_up_ring() -> tuple[int, int]:
+    """Return an io_uring for one request, and where its queue's tail is."""
+    parameters = ctypes.create_string_buffer(IO_URING_PARAMS_BYTES)
+    ring = libc.syscall(SYS_IO_URING_SETUP, 1, parameters)
+    check(ring)
+    return ring, struct.unpack_from("<I", parameters, SQ_OFF_TAIL)[0]
+
+
+def submit(entry: bytes) -> None:
+    ring, tail = set_up_ring()
+    with mmap.mmap(ring, mmap.PAGESIZE, offset=IORING_OFF_SQES) as entries:
+        entries.write(entry)
+    with mmap.mmap(ring, mmap.PAGESIZE) as queue:
+        struct.pack_into("<I", queue, tail, 1)
+    check(libc.syscall(SYS_IO_URING_ENTER, ring, 1, 0, 0, None, 0))
+
+
+def request(operation: int, fd: int) -> None:
+    """Ask io_uring for what is not there yet, and close the descriptor."""
+    submit(struct.pack("<BxxxI", operation, fd))
+    os.close(fd)
+
+
+def splice_in_worker(fd: int) -> None:
+    """Let a worker of io_uring wait for something to write there."""
+    source, sink = os.pipe()
+    submit(struct.pack("<BxxxIqqI16xI", IORING_OP_SPLICE, fd, -1, -1, 1, source))
+    kept.append(sink)
+
+
+def read_in_thread(fd: int) -> None:
+    """Let a thread wait for something to read there."""
+
+    def run() -> None:
+        with contextlib.suppress(OSError):  # interrupted, it reads again from what is closed by now
+            os.read(fd, 1)
+
+    threading.Thread(target=run, daemon=True).start()
+
+
 def register_file(fd: int) -> None:
     """Register a descriptor with io_uring, and close it."""
-    ring = libc.syscall(SYS_IO_URING_SETUP, 1, ctypes.create_string_buffer(120))
-    check(ring)
+    ring, _ = set_up_ring()
     files = (ctypes.c_int * 1)(fd)
     check(libc.syscall(SYS_IO_URING_REGISTER, ring, IORING_REGISTER_FILES, files, 1))
     os.close(fd)
@@ -158,6 +251,21 @@ def open_many(path: str, count: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (count + 100, count + 100))
     for _ in range(count):
         os.open(path, os.O_RDONLY)
+
+
+def take_terminal(path: str) -> int:
+    """Make a terminal the controlling one, and keep it open as /dev/tty only."""
+    libc.signal(signal.SIGHUP, SIG_IGN)
+    os.setsid()
+    fd = os.open(path, os.O_RDWR)
+    fcntl.ioctl(fd, termios.TIOCSCTTY, 0)
+    tty = os.open("/dev/tty", os.O_RDWR)
+    os.close(fd)
+    return tty
+
+
+def leave_terminal(fd: int) -> None:
+    fcntl.ioctl(fd, termios.TIOCNOTTY)
 
 
 def keep_writing(fd: int) -> None:
@@ -270,6 +378,8 @@ COMMANDS = {
         join,
         mount,
         mount_silent_server,
+        wait_for_server,
+        execute_beside_server,
         make_directory,
         make_file,
         unmount,
@@ -283,8 +393,16 @@ COMMANDS = {
         keep_moving,
         put_in_flight,
         receive_from_flight,
+        detach_receiver,
+        listen,
+        duplicate,
+        request,
+        splice_in_worker,
+        read_in_thread,
         register_file,
         open_many,
+        take_terminal,
+        leave_terminal,
         keep_writing,
         ignore_term,
         keep_exchanging,
@@ -302,6 +420,10 @@ COMMANDS = {
 def serve() -> None:
     for line in sys.stdin:
         name, *arguments = json.loads(line)
+        if name == "unshare":  # by the main thread, alone
+            to_unshare.append(CLONE_NEWNS | (CLONE_NEWUSER if arguments else 0))
+            main_thread_ends.set()
+            return
         try:
             answer = ["value", COMMANDS[name](*arguments)]
         except OSError as error:
@@ -323,5 +445,12 @@ def enter_users() -> None:
 if sys.argv[1:]:
     enter_users()
 threading.Thread(target=serve).start()
-main_thread_ends.wait()
+while main_thread_ends.wait() and to_unshare:
+    main_thread_ends.clear()
+    flags = to_unshare.pop()
+    while libc.unshare(flags) < 0 and ctypes.get_errno() == errno.EINVAL:
+        time.sleep(0.001)  # the other thread is about to end
+    sys.stdout.write('["value", null]\n')
+    sys.stdout.flush()
+    threading.Thread(target=serve).start()
 libc.syscall(SYS_EXIT, 0)  # this thread only

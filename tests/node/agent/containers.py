@@ -6,6 +6,7 @@ Everything is below one cgroup per hierarchy that this test process made, and go
 
 import json
 import os
+import struct
 import subprocess
 import sys
 import uuid
@@ -31,6 +32,7 @@ HIERARCHIES = {
 }
 NULL = DeviceNumber("c", 1, 3)
 MS_NODEV, MS_RDONLY = 4, 1
+FUSE_BUFFER_BYTES = 1 << 20  # more than any request
 FIRST_ID = 100000  # on the node: of a container with a user namespace of its own
 ACTOR = Path(__file__).with_name("actor.py")
 
@@ -291,6 +293,20 @@ def in_freezer(box: Box) -> Iterator[Path]:
                 (FREEZER / "cgroup.procs").write_text(pid)
         for made in (own, pod, pod.parent):
             remove(made)
+
+
+def wait_for_silent_server(box: Box, fd: int) -> int:
+    """Let a process of a container, which has this end of FUSE too, wait in the kernel until the
+    caller closes its own; nobody can stop it meanwhile."""
+    box.inside.tell("make_directory", "/silent")
+    box.inside.tell("mount_silent_server", "/silent", fd, "40000")
+    unique = struct.unpack_from("<Q", os.read(fd, FUSE_BUFFER_BYTES), 8)[0]
+    os.write(fd, struct.pack("<IiQ II 56x", 80, 0, unique, 7, 31))  # FUSE_INIT's, of version 7.31
+    pid = box.inside.tell("wait_for_server", "/silent", fd)
+    box.inside.close(fd)
+    os.read(fd, FUSE_BUFFER_BYTES)  # what it asks
+    assert pid is not None
+    return pid
 
 
 def thaw(own: Path) -> None:

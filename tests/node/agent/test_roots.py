@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from devicemount_agent.container.find import Container
 from devicemount_agent.container.runtimes import RuntimeFacts
 from devicemount_agent.errors import PathConflict, UnsupportedRuntime
 from devicemount_agent.graft import edits, graft
 from devicemount_agent.graft.files import Files
 from devicemount_agent.graft.places import Places
 from devicemount_agent.graft.sources import Sources
-from devicemount_agent.kernel.files import closing
+from devicemount_agent.kernel.files import closing, facts_of
 from devicemount_agent.kernel.mount import (
     MOUNT_ATTR_RDONLY,
     attaching,
@@ -24,6 +25,7 @@ from devicemount_agent.kernel.mount import (
 )
 from devicemount_agent.kernel.namespace import descriptors_of, root_of, within
 from devicemount_agent.model import DeviceNode, Edits, Link
+from devicemount_agent.requests import Target
 
 from .containers import Box, Lab
 from .test_mounts import tree
@@ -95,6 +97,57 @@ def test_the_root_is_the_containers_not_the_processs(v1: Lab, volume: Path) -> N
 
     with closing(root_of(box.pidfd)) as fd:
         assert os.path.samestat(os.fstat(fd), was)
+
+
+def found(box: Box) -> Container:
+    """What the agent made of it when it found it."""
+    return Container(
+        id=box.id,
+        pod_uid=box.pod_uid,
+        target=Target("team-a", "notebook-0", box.name),
+        init_pid=box.init_pid,
+        pidfd=os.dup(box.pidfd),
+        root_fd=os.dup(box.root_fd),
+        cgroup=box.cgroup,
+    )
+
+
+def test_a_mount_namespace_that_the_main_process_made_is_followed_after_a_check(v1: Lab) -> None:
+    box = v1.container()
+    container = found(box)
+    was = facts_of(container.root_fd).mount_id
+    refusal = UnsupportedRuntime("no")
+
+    def refuse(now: Container) -> None:
+        assert facts_of(now.root_fd).mount_id != was
+        raise refusal
+
+    container.follow(refuse)  # there is nothing to check
+    box.inside.tell("unshare")
+    with pytest.raises(UnsupportedRuntime):
+        container.follow(refuse)
+    assert facts_of(container.root_fd).mount_id == was
+
+    container.follow(graft.supported)
+    with closing(root_of(box.pidfd)) as fd:
+        assert facts_of(container.root_fd).mount_id == facts_of(fd).mount_id != was
+    container.close()
+
+
+def test_a_volume_that_became_the_root_there_is_not_followed_to(v1: Lab, volume: Path) -> None:
+    box = v1.container()
+    container = found(box)
+    was = facts_of(container.root_fd)
+    mount_volume(box, volume, "/dev")
+    box.inside.tell("unshare")
+    box.inside.tell("enter_root", "/dev")
+    with closing(root_of(box.pidfd)) as fd:
+        assert os.path.samestat(os.fstat(fd), volume.stat())
+
+    container.follow(graft.supported)
+
+    assert facts_of(container.root_fd) == was
+    container.close()
 
 
 def test_a_main_process_in_a_user_namespace_of_its_own_making(v1: Lab) -> None:

@@ -4,15 +4,23 @@
 import errno
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from devicemount_agent import journal as journal_module
 from devicemount_agent.errors import NodeUnavailable
-from devicemount_agent.journal import SLACK_RECORDS, Journal, replay, replayed
+from devicemount_agent.journal import (
+    MOST_UNREAD,
+    READ_LIMIT_BYTES,
+    SLACK_RECORDS,
+    Journal,
+    replay,
+    replayed,
+)
 from devicemount_agent.ledger import (
     Committed,
     Earlier,
@@ -218,6 +226,182 @@ def test_records_whose_length_nobody_notes_are_damaged(directory: Path, noted: b
     (directory / "journal").write_bytes(b"".join(raw.splitlines(keepends=True)[:2]))
     (directory / "lock").write_bytes(noted)
     assert reopened(directory)[1] == "how long it was is not noted"
+
+
+def sparse(path: Path) -> None:
+    path.touch()
+    os.truncate(path, READ_LIMIT_BYTES + 1)
+
+
+FOREIGN: dict[str, Callable[[Path], None]] = {
+    "a pipe": os.mkfifo,
+    "a directory": Path.mkdir,
+    "a link to itself": lambda path: path.symlink_to(path.name),
+    "a link to nothing": lambda path: path.symlink_to("/nowhere/at/all"),
+    "a link without end": lambda path: path.symlink_to("/dev/zero"),
+    "a device": lambda path: os.mknod(path, 0o20600, os.makedev(1, 5)),
+    "larger than any": sparse,
+}
+
+
+@pytest.mark.parametrize("noted", ["noted", "not noted"])
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_cannot_be_a_journal_is_put_aside_as_a_damaged_one(
+    directory: Path, what: str, noted: str
+) -> None:
+    path = directory / "journal"
+    written(directory, Granted(grant()))
+    path.unlink()
+    if noted == "not noted":
+        (directory / "lock").unlink()
+    FOREIGN[what](path)
+    stood = path.lstat().st_ino
+    why = "more than a journal ever has" if what == "larger than any" else "no plain file"
+    assert why in replayed(directory, boot_id=BOOT).damage
+    assert path.lstat().st_ino == stood, "who only reads leaves it"
+
+    opened = Journal(directory, boot_id=BOOT)
+    assert why in opened.damage
+    assert str(path) in opened.damage
+    assert not opened.is_first
+    with pytest.raises(NodeUnavailable, match="damaged, nothing is granted"):
+        opened.append(Granted(grant()))
+    assert (directory / "journal.unread").lstat().st_ino == stood
+    opened.close()
+
+    opened = Journal(directory, boot_id=BOOT)
+    assert opened.damage.endswith(" bytes are missing at its end"), "a death does not hide it"
+    opened.append(Lost(PodUID("shadow-a")))
+    opened.renew([Granted(grant("shadow-b"))])
+    opened.close()
+    ledger, damage = reopened(directory)
+    assert (list(ledger.grants), damage) == (["shadow-b"], "")
+    assert (directory / "journal.unread").lstat().st_ino == stood
+
+
+def full_directory(path: Path) -> None:
+    path.mkdir()
+    (path / "file").touch()
+
+
+@pytest.mark.parametrize("second", [os.mkfifo, full_directory, sparse])
+@pytest.mark.parametrize("first", [os.mkfifo, full_directory, sparse])
+def test_what_is_put_aside_does_not_meet_what_was_put_aside_before(
+    directory: Path, first: Callable[[Path], None], second: Callable[[Path], None]
+) -> None:
+    path = directory / "journal"
+    directory.mkdir(exist_ok=True)
+    stood = []
+    for make in (first, second):
+        path.unlink(missing_ok=True)
+        make(path)
+        stood.append(path.lstat().st_ino)
+        opened = Journal(directory, boot_id=BOOT)
+        opened.renew([])
+        opened.close()
+    names = ("journal.unread", "journal.unread-1")
+    assert [(directory / name).lstat().st_ino for name in names] == stood
+
+
+def test_who_cannot_be_put_aside_is_named(directory: Path) -> None:
+    path = directory / "journal"
+    written(directory, Granted(grant()))
+    path.unlink()
+    path.mkdir()
+    (directory / "journal.unread").mkdir()
+    for number in range(1, MOST_UNREAD):
+        (directory / f"journal.unread-{number}").mkdir()
+    with pytest.raises(OSError, match="cannot be put aside, remove it") as raised:
+        Journal(directory, boot_id=BOOT)
+    assert raised.value.filename == str(path)
+
+
+def test_what_is_in_use_is_named(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = directory / "journal"
+    written(directory, Granted(grant()))
+    path.unlink()
+    path.mkdir()
+
+    def busy(self: Path, target: Path) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(self), None, str(target))
+
+    monkeypatch.setattr(Path, "rename", busy)
+    with pytest.raises(OSError, match="cannot be put aside, unmount or remove it") as raised:
+        Journal(directory, boot_id=BOOT)
+    assert (raised.value.errno, raised.value.filename) == (errno.EBUSY, str(path))
+
+
+@pytest.mark.parametrize("name", ["journal.damaged", "journal.new"])
+def test_a_directory_in_the_place_of_a_file_of_ours_is_put_aside(
+    directory: Path, name: str
+) -> None:
+    directory.mkdir(exist_ok=True)
+    full_directory(directory / name)
+    opened = Journal(directory, boot_id=BOOT)
+    opened.doubt("somebody took it")
+    opened.renew([Granted(grant())])
+    opened.close()
+    assert (directory / f"{name}.unread" / "file").exists()
+    assert reopened(directory)[1] == ""
+
+
+def test_a_noted_length_that_is_no_number_is_none(directory: Path) -> None:
+    written(directory, Granted(grant()))
+    noted = f"{BOOT} long".encode()
+    (directory / "lock").write_bytes(b"%08x %b\n" % (zlib.crc32(noted), noted))
+    assert reopened(directory)[1] == "how long it was is not noted"
+
+
+@pytest.mark.parametrize("what", [what for what in FOREIGN if what != "larger than any"])
+def test_a_lock_that_is_none_is_named_and_not_replaced(directory: Path, what: str) -> None:
+    """Who made it anew would have it beside an agent that has the former one."""
+    raw = written(directory, Granted(grant()))
+    (directory / "lock").unlink()
+    FOREIGN[what](directory / "lock")
+    for read in (Journal, replayed):
+        with pytest.raises(OSError, match="plain file, remove it when no other agent") as raised:
+            read(directory, boot_id=BOOT)
+        assert raised.value.filename == str(directory / "lock")
+    assert (directory / "journal").read_bytes() == raw
+
+
+@pytest.mark.parametrize("content", [b"\0", b"x" * 300, b"\n" * 300])
+def test_a_lock_without_end_is_a_length_that_nobody_notes_until_it_is_written(
+    directory: Path, content: bytes
+) -> None:
+    written(directory, Granted(grant()))
+    (directory / "lock").write_bytes(content)
+    sparse(directory / "lock")
+    opened = Journal(directory, boot_id=BOOT)
+    assert opened.damage == "how long it was is not noted"
+    opened.renew([])
+    opened.close()
+    assert reopened(directory)[1] == ""
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_what_stands_where_it_is_written_anew_is_no_obstacle(directory: Path, what: str) -> None:
+    written(directory, Granted(grant()))
+    FOREIGN[what](directory / "journal.new")
+    ledger, damage = reopened(directory)
+    assert (list(ledger.grants), damage) == (["shadow-a"], "")
+
+
+def test_nothing_is_granted_that_would_make_it_too_large_to_be_read(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = Journal(directory, boot_id=BOOT)
+    opened.append(Granted(grant()))
+    size = (directory / "journal").stat().st_size
+    monkeypatch.setattr(journal_module, "MOST_BYTES", size + journal_module.RESERVE_BYTES)
+    with pytest.raises(NodeUnavailable, match="would have more than"):
+        opened.append(Granted(grant("shadow-b")))
+    opened.note(Seen(KEY, order(1), 1))
+    assert opened.ledger.is_outdated(KEY, order(0))
+    opened.append(Removed(PodUID("shadow-a")))
+    opened.close()
+    ledger, damage = reopened(directory)
+    assert (dict(ledger.grants), damage) == ({}, "")
 
 
 def test_what_is_missing_stays_missing_whatever_is_appended(directory: Path) -> None:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What `devicemount-agent journal` prints, also of a journal that is damaged or in use."""
 
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -85,6 +86,24 @@ def test_the_command_prints_it_and_says_what_it_cannot_read(tmp_path: Path) -> N
         assert said.returncode == status, said.stderr
         assert ("damage: none" in said.stdout) == (status == 0)
         assert ("No such file or directory" in said.stderr) == (status == 1)
+
+
+def test_what_is_no_journal_is_said_and_left_where_it_is(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "journal")
+    lines = list(report(tmp_path, boot_id=BOOT))
+    assert lines[2] == f"damage: no plain file at {tmp_path}/journal"
+    assert (tmp_path / "journal").is_fifo()
+
+
+def test_a_lock_that_is_none_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    command = (sys.executable, "-m", "devicemount_agent", "journal", "--directory", tmp_path)
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert (
+        f"is no plain file, remove it when no other agent of this node runs: '{tmp_path}/lock'"
+        in (said.stderr)
+    )
 
 
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_a_process_outside_of_all_pods_is_nobodys() -> None:
         container_cgroup(os.getpid(), container_id=ContainerID(ID), pod_uid=PodUID(UID))
 
 
+def test_a_process_outside_of_our_cgroup_namespace_is_nobodys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one of the machine in which the node is a container."""
+    monkeypatch.setattr(cgroup, "lines_of", lambda _: ["5:devices:/../up", "0::/../up"])
+    assert owner_of(os.getpid()) == (None, None)
+
+
 def test_a_process_that_is_not_there_has_no_owner() -> None:
     last = int(Path("/proc/sys/kernel/pid_max").read_text())
     with pytest.raises(ProcessLookupError):

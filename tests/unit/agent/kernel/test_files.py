@@ -14,6 +14,7 @@ from devicemount_agent.kernel.files import (
     RESOLVE_NO_SYMLINKS,
     closing,
     device_files,
+    links_in,
     openat2,
     statfs_type,
 )
@@ -54,3 +55,21 @@ def test_an_open_device_is_seen_among_the_descriptors(tmp_path: Path) -> None:
 
 def test_the_type_of_a_file_system_is_told() -> None:
     assert statfs_type("/proc") == PROC_SUPER_MAGIC
+
+
+def test_a_link_whose_path_is_too_long_to_be_told_hides_no_other(tmp_path: Path) -> None:
+    """As a tenant makes one: a search reads the links of all that it has open."""
+    fds = [os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)]
+    name = "d" * 250
+    try:
+        for _ in range(20):
+            os.mkdir(name, dir_fd=fds[-1])
+            fds.append(os.open(name, os.O_RDONLY | os.O_DIRECTORY, dir_fd=fds[-1]))
+        links = dict(links_in("/proc/self/fd"))
+        assert links[str(fds[-1])] == ""
+        assert links[str(fds[0])] == str(tmp_path)
+    finally:
+        for above in reversed(fds[:-1]):
+            os.close(fds.pop())
+            os.rmdir(name, dir_fd=above)
+        os.close(fds.pop())

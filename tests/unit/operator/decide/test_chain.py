@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from devicemount_agent.holders.end import ASKED, FOREIGN, MAIN
+from devicemount_agent.holders.search import HANDED_ON, MOUNTED, UNSTOPPED
 from devicemount_operator.decide import chain, report
 from devicemount_operator.decide.chain import decide, refused
 from devicemount_operator.decide.decision import (
@@ -55,6 +57,8 @@ REMOVE_LOST = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=(SHADOW_
 REMOVE_FORGOTTEN = Remove(place=PLACE, policy=RemovePolicy.LOST, shadow_uids=())
 DELETE = DeleteShadowPod(name=SHADOW_NAME, uid=SHADOW_UID)
 TERMINATE = {"whenBusy": "Terminate", "gracePeriodSeconds": 5, "includeMainProcess": True}
+SPARING = {"whenBusy": "Terminate"}
+INCLUDE = "set spec.unmount.includeMainProcess to true"
 TERMINATE_ALL = replace(REMOVE_ALL, policy=RemovePolicy.TERMINATE, grace_s=5, include_main=True)
 
 
@@ -1232,6 +1236,82 @@ def test_a_holder_is_named_with_where_it_is_and_what_is_special(holder: Any, nam
     assert len(decision.report.message) < 500
 
 
+@pytest.mark.parametrize(
+    ("unmount", "note", "advice"),
+    [
+        (SPARING, MAIN, f"To have the main process ended too, {INCLUDE}."),
+        (
+            SPARING,
+            f"{MAIN}; {MOUNTED}",
+            f"Umount the device's file system or, to have the main process ended too, {INCLUDE}.",
+        ),
+        (SPARING, f"{FOREIGN}; {MOUNTED}", "Umount the device's file system."),
+        (SPARING, ASKED, ""),
+        (
+            {},
+            MOUNTED,
+            "Umount the device's file system or, to have them ended, set spec.unmount.whenBusy to "
+            "Terminate.",
+        ),
+    ],
+    ids=["main", "main, mounted", "another pod's, mounted", "being ended", "Wait, mounted"],
+)
+def test_what_has_to_be_done_is_said_of_who_is_not_ended(
+    unmount: dict[str, Any], note: str, advice: str
+) -> None:
+    busy = given.refusal(
+        Reason.DEVICE_BUSY,
+        "",
+        holders=(given.holder(note=note),),
+        holders_total=1,
+        is_revoked=unmount == SPARING,
+    )
+    said = refused(given.mounted(mount=given.deleted(unmount=unmount)), busy).report
+    assert said is not None
+    _, told = said.message.split(f"{note}). ")
+    assert told == f"{advice} It is given back when none of them has it any more.".lstrip()
+
+
+@pytest.mark.parametrize("note", [UNSTOPPED, HANDED_ON])
+def test_of_who_only_may_have_a_device_no_more_is_said_and_no_ending_is_advised(note: str) -> None:
+    holder = given.holder(note=note)
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=(holder,), holders_total=1)
+    said = refused(given.mounted(mount=given.deleted()), busy).report
+    assert said is not None
+    assert said.message.startswith("1 process has or may have a device open: 17 python train.py (")
+    assert "whenBusy" not in said.message
+
+    both = replace(busy, holders=(holder, given.holder(18)), holders_total=2)
+    said = refused(given.mounted(mount=given.deleted()), both).report
+    assert said is not None
+    assert said.message.startswith("2 processes have or may have a device open: 17 ")
+    assert "set spec.unmount.whenBusy to Terminate" in said.message
+
+
+@pytest.mark.parametrize(
+    ("notes", "pause_s"),
+    [
+        ((ASKED,), 2.0),
+        (("KILL sent",), 2.0),
+        (("",), 2.0),
+        ((HANDED_ON,), 2.0),
+        ((UNSTOPPED, ASKED), 2.0),
+        ((UNSTOPPED,), 5.0),
+        ((MAIN,), 5.0),
+        ((FOREIGN, f"{MAIN}; {MOUNTED}"), 5.0),
+    ],
+)
+def test_the_next_attempt_comes_soon_only_while_somebody_is_being_ended(
+    notes: tuple[str, ...], pause_s: float
+) -> None:
+    told = tuple(given.holder(17 + n, note=note) for n, note in enumerate(notes))
+    busy = given.refusal(
+        Reason.DEVICE_BUSY, "", holders=told, holders_total=len(told), is_revoked=True
+    )
+    observation = given.mounted(mount=given.deleted(), setback=failed(Reason.DEVICE_BUSY, count=9))
+    assert refused(observation, busy).requeue_after_s == pause_s
+
+
 def test_while_processes_are_being_ended_status_says_so_and_that_nothing_is_grafted() -> None:
     grant = given.grant(GrantPhase.BUSY, granted_wall=None)
     agent = given.agent(grants=(grant,), container="notebook")
@@ -1304,7 +1384,10 @@ def test_a_busy_device_is_asked_for_ever_more_rarely_but_within_five_seconds() -
 def test_processes_that_are_being_ended_are_looked_after_every_two_seconds() -> None:
     busy = given.refusal(Reason.DEVICE_BUSY, "", is_revoked=True)
     observation = given.mounted(mount=given.deleted(), setback=failed(Reason.DEVICE_BUSY, count=9))
-    assert refused(observation, busy).requeue_after_s == 2.0
+    decision = refused(observation, busy)
+    assert decision.requeue_after_s == 2.0
+    assert decision.setback is not None
+    assert decision.setback.until == NOW + 2.0, "nor is that pass held back"
 
 
 @pytest.mark.parametrize(

@@ -10,15 +10,20 @@ from typing import Any
 import pytest
 
 from devicemount_operator.api import v1alpha1 as api
-from devicemount_operator.decide import chain, outcome, report
-from devicemount_operator.decide.decision import Report
+from devicemount_operator.decide import chain, merge, outcome, report
+from devicemount_operator.decide.decision import Decision, Report
+from devicemount_operator.decide.merge import Voice
+from devicemount_operator.decide.needs import needs_target
 from devicemount_operator.decide.observation import (
     GrantPhase,
     Milestones,
     Observation,
+    PodPhase,
+    PodUID,
     TargetAbsent,
 )
 from devicemount_operator.decide.size import MAX_BYTES
+from devicemount_operator.decide.split import NAMED, Part
 from devicemount_operator.reasons import TABLE, Kind, Reason
 from unit.operator import given
 from unit.operator.decide.kstatus import Verdict, verdict
@@ -85,6 +90,12 @@ def rendered(observation: Observation) -> report.Rendered:
     said = chain.decide(observation).report
     assert said is not None
     return report.render(observation, said)
+
+
+def merged(observation: Observation, decision: Decision) -> report.Rendered:
+    """Return what is written after a pass in which that was decided."""
+    voice = Voice(Part(key=NAMED, pod_name="notebook-0"), observation, decision.report)
+    return merge.render(observation.mount, (voice,), left_out=0)
 
 
 def written(observation: Observation) -> dict[str, Any]:
@@ -247,6 +258,36 @@ def test_a_device_that_cannot_be_given_back_stays_in_status_with_its_holders() -
     ]
     assert conditions(status)["Grafted"] == ("True", "Grafted")
     assert conditions(status)["Ready"] == ("False", "DeviceBusy")
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        TargetAbsent(),
+        given.target(uid=PodUID("another")),
+        given.target(phase=PodPhase.SUCCEEDED),
+    ],
+    ids=["its pod is gone", "another pod has its name", "its pod has ended"],
+)
+def test_a_device_that_another_pod_keeps_is_told_once_while_nothing_changes(target: Any) -> None:
+    holders = (given.holder(pod_uid="elsewhere", container_id="beef"),)
+    grant = given.grant(GrantPhase.BUSY, granted_wall=None, holders=holders, holders_total=1)
+    busy = given.refusal(Reason.DEVICE_BUSY, "", holders=holders, holders_total=1, is_revoked=True)
+    agent = given.agent(grants=(grant,), container="notebook")
+    observation = given.mounted(mount=given.mount(status=READY), target=target, agent=agent)
+    told = chain.refused(observation, busy)
+    status = merged(observation, told).status
+    assert status is not None
+    for _ in range(5):
+        assert told.requeue_after_s is not None
+        observation = replace(observation, mount=given.mount(status=status), setback=told.setback)
+        woken = replace(observation, target=None, now=observation.now + told.requeue_after_s / 2)
+        assert not needs_target(woken)
+        assert merged(woken, chain.decide(woken)) == report.Rendered(None, ())
+        observation = replace(observation, now=observation.now + told.requeue_after_s)
+        assert needs_target(observation), "the agent is asked again"
+        told = chain.refused(observation, busy)
+        assert merged(observation, told) == report.Rendered(None, ())
 
 
 def test_a_restarted_operator_knows_no_timings_and_invents_none() -> None:
