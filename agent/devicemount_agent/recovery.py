@@ -98,6 +98,7 @@ class Recovery:
         lost = [grant for grant in grants if not await self._stands(grant, taken)]
         standing = [grant for grant in grants if grant not in lost and not _was_revoked(grant)]
         self._grafts.live |= {grant.shadow.uid for grant in standing}
+        self._grafts.doubtful |= {grant.shadow.uid for grant in grants if _was_revoked(grant)}
         if self._journal.damage:
             self._grafts.doubtful |= {grant.shadow.uid for grant in grants}
             return

@@ -189,7 +189,7 @@ class Withdrawal:
         does one that was lost meanwhile, for its loss.
         """
         uid = grant.shadow.uid
-        if uid in self._grafts.live:
+        if uid in self._grafts.live | self._grafts.doubtful:  # also what an attempt before this did
             await self._grafts.revoke((grant,))
             if await self._is_held_frozen((grant,)):
                 log.warning(line("revoked held", **facts(grant)))

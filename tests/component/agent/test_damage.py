@@ -15,12 +15,14 @@ import grpc
 import pytest
 
 from devicemount_agent import rebuild
+from devicemount_agent.allocation.read import Allocation
 from devicemount_agent.container.cgroup import (
     CGROUP_ROOT,
     Cgroup,
     CgroupVersion,
     every_container,
 )
+from devicemount_agent.errors import NodeUnavailable
 from devicemount_agent.graft import graft
 from devicemount_agent.holders import search
 from devicemount_agent.kernel.files import closing
@@ -283,6 +285,28 @@ async def test_what_was_revoked_and_is_held_still_can_be_granted_again(node: Nod
         target.box.inside.close(fd)
         assert (await node.remove(target)).phase == pb.REMOVED
         assert not (target.box.root / "dev/vcsu1").exists()
+
+
+async def test_who_holds_what_was_revoked_is_not_forgotten_by_an_attempt_that_fails(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with node.agent():
+        target, shadow = await granted(node, "notebook-0", "vcsu1")
+        fd = target.box.inside.open("/dev/vcsu1")
+        await node.remove(target, policy=pb.TERMINATE, grace_s=LATER_S)
+    lose_journal(node)
+
+    async def unproven(*_: object, **__: object) -> None:
+        raise NodeUnavailable("the kubelet does not answer")
+
+    monkeypatch.setattr(Allocation, "proven", unproven)
+    async with node.agent():
+        with pytest.raises(grpc.aio.AioRpcError, match="the kubelet does not answer"):
+            await node.apply(target, shadow)
+        busy = await node.remove(target)
+        assert (busy.phase, list(holders(busy))) == (pb.WAITING, [inside(target).pid])
+        target.box.inside.close(fd)
+        assert (await node.remove(target)).phase == pb.REMOVED
 
 
 @ON_V1
