@@ -82,6 +82,7 @@ async def test_every_matching_pod_gets_devices_of_its_own_told_of_at_once(scene:
         with scene.counted() as writes:
             await scene.unmount()
             await scene.gone(scene.mount_path("dm"))
+            await scene.eventually(lambda: scene.events("Unmounted"))  # by then it is in the log
         assert writes.count("delete pods") == 3
         assert writes.count("update devicemounts") == 1
         assert await scene.shadows() == []
