@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from devicemount_agent.container.cgroup import owner_of, pod_cgroup, processes_in
+from devicemount_agent.container.cgroup import pod_cgroup, processes_in
 from devicemount_agent.container.find import Container
 from devicemount_agent.errors import DeviceMountError, NodeUnavailable
 from devicemount_agent.graft import edits, graft
@@ -251,8 +251,7 @@ class Withdrawal:
         if any(one.holder.blocking for one in told):
             return told
         if not pod.is_stopped:
-            who = unstopped(pod.pids(), owner)
-            return (*(_with_owner(one, root=question.cgroup_root) for one in who), *told)
+            return (*unstopped(pod.pids(), owner, cgroup_root=question.cgroup_root), *told)
         has_handed_on = any(one.blocking for one in inside)
         return (*unnamed(owner, HANDED_ON), *told) if has_handed_on else told
 
@@ -405,14 +404,3 @@ def _same_container(one: Grant, other: Grant) -> bool:
 
 def _uids(grants: Iterable[Grant]) -> set[PodUID]:
     return {grant.shadow.uid for grant in grants}
-
-
-def _with_owner(one: Sighting, *, root: Path) -> Sighting:
-    """Name the container that the process is in: it may be another one of the pod."""
-    if not one.pid:
-        return one
-    try:
-        pod_uid, container_id = owner_of(one.pid, root=root)
-    except ProcessLookupError:  # it has ended
-        return one
-    return replace(one, holder=replace(one.holder, pod_uid=pod_uid, container_id=container_id))

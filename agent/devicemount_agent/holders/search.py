@@ -10,6 +10,7 @@ not seen. Runs in a thread of the caller: nearly all of it is system calls, whic
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import islice
@@ -139,12 +140,16 @@ def sightings(question: Question, found: list[Found]) -> tuple[Sighting, ...]:
     return (*_stacked(question.numbers), *_named(in_order))
 
 
-def unstopped(pids: Iterable[int], owner: Owner) -> tuple[Sighting, ...]:
+def unstopped(
+    pids: Iterable[int], owner: Owner, *, cgroup_root: Path = CGROUP_ROOT
+) -> tuple[Sighting, ...]:
     """Name who keeps a pod from being stopped: who waits in the kernel, once the others go on."""
     waiting = (pid for pid in pids if "D" in states(pid))
-    few = islice(waiting, DESCRIBED_LIMIT)
-    pod_uid, container_id = owner
-    found = [Found(pid, pod_uid, container_id, blocking=True, note=UNSTOPPED) for pid in few]
+    found = []
+    for pid in islice(waiting, DESCRIBED_LIMIT):
+        with suppress(ProcessLookupError):  # it has ended
+            pod_uid, container_id = owner_of(pid, root=cgroup_root)
+            found.append(Found(pid, pod_uid, container_id, blocking=True, note=UNSTOPPED))
     return _named(found) or unnamed(owner, UNSTOPPED)
 
 

@@ -72,6 +72,7 @@ class Deaf:
     box: Box
     own: Path  # its cgroup in the hierarchy that freezes
     waiting: int  # the process's pid
+    cgroup_root: Path
     answered: Callable[[], None]  # ends the wait
 
     @property
@@ -81,7 +82,10 @@ class Deaf:
     def named(self) -> list[int]:
         """Return the pids of who is said to keep it from being stopped."""
         owner = (self.box.pod_uid, self.box.id)
-        return [one.pid for one in unstopped(processes_in(self.pod), owner)]
+        return [
+            one.pid
+            for one in unstopped(processes_in(self.pod), owner, cgroup_root=self.cgroup_root)
+        ]
 
     def is_asked_to_stop(self) -> bool:
         v1 = self.own.parent / "freezer.self_freezing"
@@ -99,7 +103,7 @@ def deaf(either: Lab) -> Iterator[Deaf]:
         if either.version is CgroupVersion.V1:
             own = stack.enter_context(in_freezer(box))
         waiting = wait_for_silent_server(box, fd)
-        yield Deaf(box, own, waiting, server.close)
+        yield Deaf(box, own, waiting, either.root, server.close)
         server.close()
 
 
